@@ -1,0 +1,80 @@
+"""Lets any Celery application publish and consume: `install(app)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, signals
+
+from cos_events import broker
+from cos_events.consumer import DeliveryStep, RelayStep
+from cos_events.errors import CosEventsError
+from cos_events.publisher import publish
+from cos_events.settings import get_settings
+from cos_events.store import subscriptions
+from cos_events.store.engine import explained, get_engine
+from cos_events.subscriber import subscribers_of
+from cos_events.topology import is_rabbitmq, publish_queue, subscription_queue
+
+__all__ = ["install", "publish", "register_subscriptions"]
+
+
+def install(app: Celery) -> Celery:
+    """Teach a Celery application the bus: its workers may then consume the publish task's queue
+    and subscriptions' queues, beside their own tasks.
+
+    What the application has configured stays; only what it left open is filled in. The broker is
+    the application's; the database is `DATABASE_URL`, the channel `REDIS_URL`.
+
+    Args:
+        app: any Celery application; call this where it is made.
+
+    Returns:
+        The same application.
+    """
+    broker.use(app)
+    app.steps["consumer"].update({DeliveryStep, RelayStep})
+    app.add_defaults(_defaults)
+    return app
+
+
+def register_subscriptions(app: Celery) -> None:
+    """Make the application's subscriptions known to publishers; workers do so when they start.
+
+    Raises:
+        SchemaMissing: the database has no cos-events tables.
+        DatabaseAway: it cannot be reached.
+    """
+    with explained(), get_engine().begin() as connection:
+        subscriptions.register(
+            connection, [each.subscription for each in subscribers_of(app).values()]
+        )
+
+
+def _defaults() -> dict[str, Any]:
+    url = get_settings().broker_url
+    return {
+        "broker_transport_options": broker.transport_options(url),
+        "broker_connection_retry_on_startup": True,
+        # Fewer messages in hand after a reconnect would keep a batch from ever filling.
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+    }
+
+
+@signals.celeryd_init.connect
+def _declare_queues(instance: Any, **_: Any) -> None:
+    app: Celery = instance.app
+    if DeliveryStep not in app.steps["consumer"]:
+        return
+    rabbitmq = is_rabbitmq(app.conf.broker_url)
+    modules = [get_settings().module]
+    app.amqp.queues.add(publish_queue())
+    for each in subscribers_of(app).values():
+        wanted = each.subscription.modules or modules
+        app.amqp.queues.add(subscription_queue(each.name, sorted(wanted), rabbitmq=rabbitmq))
+    try:
+        register_subscriptions(app)
+    except CosEventsError as error:
+        # Celery logs what a receiver raises and starts the worker all the same.
+        raise SystemExit(f"cos-events: {error}") from error

@@ -1,0 +1,6 @@
+"""A batch of committed envelopes, onto both wires: the Redis channel and the broker."""
+
+from cos_events.broadcast.broadcaster import Broadcaster, make_broadcaster
+from cos_events.broadcast.contract import BrokerWire
+
+__all__ = ["BrokerWire", "Broadcaster", "make_broadcaster"]

@@ -1,0 +1,46 @@
+"""Both wires together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cos_events import broker
+from cos_events.broadcast.channel import ChannelWire
+from cos_events.broadcast.contract import BrokerWire
+from cos_events.broadcast.rabbitmq import RabbitMQWire
+from cos_events.broadcast.redis import RedisWire
+from cos_events.settings import get_settings
+from cos_events.store.outbox import Pending
+from cos_events.subscription import Subscription
+
+
+class Broadcaster:
+    """Puts a batch onto the broker, then onto the channel; each wire fails on its own.
+
+    The channel comes second: what listeners saw live is then certain to be on its way to every
+    subscription. Not thread-safe.
+    """
+
+    def __init__(self, broker_wire: BrokerWire, channel: ChannelWire) -> None:
+        self._broker = broker_wire
+        self._channel = channel
+
+    def broadcast(self, batch: Sequence[Pending], subscriptions: Sequence[Subscription]) -> None:
+        """Send a batch of envelopes.
+
+        Raises:
+            BroadcastError: the broker did not take it; the channel then has not had it either.
+        """
+        self._broker.send(batch, subscriptions)
+        self._channel.send(batch)
+
+    def close(self) -> None:
+        """Give both connections back."""
+        self._broker.close()
+        self._channel.close()
+
+
+def make_broadcaster() -> Broadcaster:
+    """A broadcaster on the bus's broker and on `REDIS_URL`."""
+    wire = RabbitMQWire() if broker.on_rabbitmq() else RedisWire()
+    return Broadcaster(wire, ChannelWire(get_settings().redis_url))

@@ -1,0 +1,51 @@
+"""The live feed: envelopes on Redis channels, for whoever listens right now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from redis import Redis, RedisError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.settings import get_settings
+from cos_events.store.outbox import Pending
+from cos_events.topology import channel_name
+
+logger = logging.getLogger(__name__)
+
+
+class ChannelWire:
+    """Best effort: what Redis cannot take now, the channel misses; nobody waits for it.
+
+    Attributes:
+        missed: events that the channel did not get since this wire was made.
+    """
+
+    def __init__(self, redis_url: str) -> None:
+        settings = get_settings()
+        self.missed = 0
+        self._breaker = CircuitBreaker("the Redis channel", reset_after=5.0)
+        self._client: Redis = Redis.from_url(
+            redis_url,
+            socket_timeout=settings.wire_timeout,
+            socket_connect_timeout=min(settings.wire_timeout, settings.redis_socket_connect_timeout),
+            socket_keepalive=settings.redis_socket_keepalive,
+            retry=Retry(NoBackoff(), 0),
+        )
+
+    def send(self, batch: Sequence[Pending]) -> None:
+        """Publish a batch in one round trip; never raises for a Redis that is away."""
+        try:
+            with self._breaker, self._client.pipeline(transaction=False) as pipeline:
+                for pending in batch:
+                    pipeline.publish(channel_name(pending.source_module), pending.envelope)
+                pipeline.execute()
+        except (RedisError, CircuitOpen, OSError):
+            self.missed += len(batch)
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._client.close()

@@ -1,0 +1,78 @@
+"""How to reach the broker, for whoever speaks to it outside a Celery task."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from celery import Celery
+from kombu import Connection
+
+from cos_events.settings import get_settings
+from cos_events.topology import is_rabbitmq
+
+logger = logging.getLogger(__name__)
+
+_installed: list[Celery] = []
+
+
+def use(app: Celery) -> None:
+    """Let the bus use the broker of this Celery application."""
+    _installed[:] = [app]
+
+
+def broker_url() -> str:
+    """The broker of the installed Celery application, otherwise `BROKER_URL`."""
+    if _installed:
+        return str(_installed[0].conf.broker_write_url or _installed[0].conf.broker_url)
+    return get_settings().broker_url
+
+
+def on_rabbitmq() -> bool:
+    """Whether the bus's broker is RabbitMQ; otherwise it is Redis."""
+    return is_rabbitmq(broker_url())
+
+
+def transport_options(url: str) -> dict[str, Any]:
+    """What makes a frozen broker fail in bounded time instead of blocking forever."""
+    timeout = get_settings().wire_timeout
+    if is_rabbitmq(url):
+        return {"connect_timeout": timeout, "write_timeout": timeout}
+    return {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+
+
+def connect() -> Connection:
+    """A new connection to the broker, not yet established."""
+    url = broker_url()
+    return Connection(
+        url, connect_timeout=get_settings().wire_timeout, transport_options=transport_options(url)
+    )
+
+
+def queue_depths(names: Iterable[str]) -> dict[str, int] | None:
+    """How many messages wait in each of these queues; a queue that does not exist is absent.
+
+    None if the broker does not answer.
+    """
+    depths: dict[str, int] = {}
+    try:
+        with connect() as connection:
+            for name in names:
+                try:
+                    with connection.channel() as channel:
+                        declared = channel.queue_declare(name, passive=True)
+                    depths[name] = declared.message_count
+                except connection.channel_errors:
+                    continue
+    except Exception as error:  # noqa: BLE001 - whatever the transport raises
+        logger.debug("the broker does not answer: %s", error)
+        return None
+    return depths
+
+
+def delete_queues(names: Iterable[str]) -> None:
+    """Delete these queues with what is in them; harmless where there is none."""
+    with connect() as connection, connection.channel() as channel:
+        for name in names:
+            channel.queue_delete(name)

@@ -1,0 +1,102 @@
+"""Stops calls to a server that is down: closed, open, half-open."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from cos_events.errors import CosEventsError
+
+logger = logging.getLogger(__name__)
+
+State = Literal["closed", "open", "half_open"]
+
+
+class CircuitOpen(CosEventsError):
+    """The call was not made: the server failed a moment ago and is left alone for a while."""
+
+
+class CircuitBreaker:
+    """Lets calls through until too many fail, then none, then one as a probe.
+
+    Thread-safe. Each state change is logged once and counted.
+
+    Parameters:
+        name: what the calls go to, for logs and health pages.
+        failures: how many failures within `window` open it.
+        window: seconds.
+        reset_after: seconds that it stays open before one call may probe the server.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        failures: int = 1,
+        window: float = 10.0,
+        reset_after: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.opened = 0
+        self._window = window
+        self._reset_after = reset_after
+        self._clock = clock
+        self._failed_at: deque[float] = deque(maxlen=failures)
+        self._opened_at: float | None = None
+        self._probing = False
+        self._lock = threading.Lock()
+
+    @property
+    def state(self) -> State:
+        """What the next call will meet."""
+        if self._opened_at is None:
+            return "closed"
+        waiting = self._clock() < self._opened_at + self._reset_after
+        return "open" if waiting or self._probing else "half_open"
+
+    def __enter__(self) -> None:
+        """Ask to make a call.
+
+        Raises:
+            CircuitOpen: not now.
+        """
+        with self._lock:
+            match self.state:
+                case "open":
+                    raise CircuitOpen(f"{self.name} is left alone after a failure")
+                case "half_open":
+                    self._probing = True
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, _trace: object) -> None:
+        """Report how the call ended: any exception is a failure."""
+        with self._lock:
+            self._probing = False
+            if kind is None:
+                self._close()
+            else:
+                self._fail(error)
+
+    def _close(self) -> None:
+        if self._opened_at is not None:
+            logger.warning("%s is back", self.name)
+        self._opened_at = None
+        self._failed_at.clear()
+
+    def _fail(self, error: object) -> None:
+        now = self._clock()
+        self._failed_at.append(now)
+        if self._opened_at is not None:
+            self._opened_at = now
+        elif (
+            len(self._failed_at) == self._failed_at.maxlen
+            and now - self._failed_at[0] <= self._window
+        ):
+            self._opened_at = now
+            self.opened += 1
+            logger.warning("%s is down: %s", self.name, error)

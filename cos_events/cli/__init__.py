@@ -1,0 +1,69 @@
+"""`cos-events …`: each command is one module of this package, loaded when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "db": "cos_events.cli.db",
+    "demo": "cos_events.cli.demo",
+    "dlq": "cos_events.cli.dlq",
+    "record": "cos_events.cli.record",
+    "status": "cos_events.cli.status",
+    "up": "cos_events.cli.up",
+    "verify": "cos_events.cli.verify",
+    "worker": "cos_events.cli.worker",
+}
+
+
+class _Commands(click.Group):
+    """Imports a command when it is asked for; a user's mistake ends in a sentence, not a traceback."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[name]).command
+        return command
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(context, args)
+        except click.UsageError as error:
+            raise click.UsageError(
+                f"{error.message} Commands: {', '.join(sorted(COMMANDS))}.", context
+            ) from None
+
+    def invoke(self, context: click.Context) -> Any:
+        from cos_events.errors import CosEventsError
+
+        try:
+            return super().invoke(context)
+        except CosEventsError as error:
+            raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            # The reader of a pipe (`| head`) has seen enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cos-events", prog_name="cos-events")
+def main() -> None:
+    """The event bus that loses nothing: if the transaction committed, every subscription runs.
+
+    Start with `cos-events demo`: it needs no server. Settings come from the environment:
+    DATABASE_URL, REDIS_URL, BROKER_URL and others (see docs/configuration.md). Without a
+    DATABASE_URL, commands use the servers of a running `cos-events up`.
+
+    Completion: eval "$(_COS_EVENTS_COMPLETE=bash_source cos-events)" (or zsh_source, fish_source).
+    """

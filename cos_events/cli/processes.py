@@ -1,0 +1,103 @@
+"""Worker processes that live as long as the command that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess  # nosec B404 - starts only our own program
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cos_events.cli.worker import PARENT
+from cos_events.errors import CosEventsError
+
+START_TIMEOUT = 60.0
+"""Seconds that a worker may take until it is ready."""
+
+STOP_TIMEOUT = 15.0
+"""Seconds that a worker may take to finish what it has in hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProcess:
+    """A started Celery worker and where its log is."""
+
+    node: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def stop(self) -> None:
+        """Let it finish what it has in hand, for a bounded time; then end it and its children."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def tail(self, lines: int = 15) -> str:
+        """The last lines of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+@contextmanager
+def workers(folder: Path, specs: Sequence[tuple[str, Sequence[str]]]) -> Iterator[list[WorkerProcess]]:
+    """Run these workers while the body runs, each in a session of its own.
+
+    A terminal's Ctrl-C thus reaches only the command, which stops its workers in order.
+
+    Args:
+        folder: for their logs.
+        specs: for each its name and the arguments of `cos-events worker`.
+
+    Raises:
+        CosEventsError: one ended, or was not ready in time; with the end of its log.
+    """
+    with ExitStack() as stack:
+        started = []
+        for name, args in specs:
+            worker = _start(name, args, folder / f"{name}.log")
+            stack.callback(worker.stop)
+            started.append(worker)
+        _wait_until_ready(started)
+        yield started
+
+
+def check_alive(started: Sequence[WorkerProcess]) -> None:
+    """Raise `CosEventsError` if one of them has ended."""
+    for worker in started:
+        if (status := worker.process.poll()) is not None:
+            raise CosEventsError(
+                f"worker {worker.node} ended with status {status}; its log ends:\n{worker.tail()}"
+            )
+
+
+def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603  # nosec B603 - our own program
+            [sys.executable, "-m", "cos_events", "worker", *args],
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, PARENT: str(os.getpid())},
+        )
+    return WorkerProcess(name, log, process)
+
+
+def _wait_until_ready(started: Sequence[WorkerProcess]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    waiting = list(started)
+    while waiting:
+        check_alive(waiting)
+        waiting = [each for each in waiting if b" ready." not in each.log.read_bytes()]
+        if waiting and time.monotonic() > deadline:
+            raise CosEventsError(
+                f"worker {waiting[0].node} was not ready after {START_TIMEOUT:.0f} s; "
+                f"its log ends:\n{waiting[0].tail()}"
+            )
+        time.sleep(0.05)

@@ -1,0 +1,65 @@
+"""`cos-events record`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO
+
+import click
+
+from cos_events.cli.output import json_option, print_json
+from cos_events.cli.servers import adopt_running
+
+
+@click.command("record")
+@click.argument("file", type=click.File("rb"))
+@click.option(
+    "--batch", default=100, show_default=True, type=click.IntRange(1, 10_000),
+    help="Records in one transaction.",
+)
+@click.option(
+    "--rejects",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where refused lines are kept.  [default: FILE.bad.jsonl]",
+)
+@click.option("--from-line", default=1, type=click.IntRange(1), help="Skip the lines before.")
+@json_option
+def command(
+    file: IO[bytes], batch: int, rejects: Path | None, from_line: int, as_json: bool
+) -> None:
+    """Write JSON lines from FILE (or - for standard input) to L1, and record their events.
+
+    A line is an object with `event_type` (prompt_trace or event_log) and `data`, and if you like
+    `occurred_at`, `request_id`, `trace_id`, `module`. A line that is refused is reported by its
+    number and kept as it came; the others are recorded all the same. Exits with 1 if any was.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from cos_events.l1.lines import record_lines
+    from cos_events.store.engine import explained, get_engine
+
+    adopt_running()
+    keep = rejects or Path(f"{'stdin' if file.name == '-' else file.name}.bad.jsonl")
+    console = Console(stderr=True)
+    size = Path(file.name).stat().st_size if Path(file.name).is_file() else None
+    with Progress(console=console, transient=True) as progress, explained():
+        bar = progress.add_task("recording", total=size)
+        summary = record_lines(
+            get_engine(),
+            file,
+            batch=batch,
+            from_line=from_line,
+            keep=keep,
+            on_read=lambda bytes_read: progress.update(bar, advance=bytes_read),
+            on_refused=lambda line, why: console.print(f"line {line}: {why}", style="red"),
+        )
+    kept = str(keep) if summary.refused else None
+    if as_json:
+        print_json({"recorded": summary.recorded, "refused": summary.refused, "rejects": kept})
+    else:
+        click.echo(f"{summary.recorded:,} recorded, {summary.refused:,} refused")
+        if kept:
+            click.echo(f"the refused lines are in {kept}", err=True)
+    if summary.refused:
+        raise SystemExit(1)

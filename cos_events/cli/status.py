@@ -1,0 +1,78 @@
+"""`cos-events status`"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.servers import adopt_running
+
+
+@click.command("status")
+@json_option
+def command(as_json: bool) -> None:
+    """Show what waits where: the outbox, the broker's queues, retries and dead letters.
+
+    Quick on any amount of history. A queue's depth is – where the broker does not answer.
+    """
+    adopt_running()
+    status = read_status()
+    if as_json:
+        print_json(status)
+        return
+    outbox = status["outbox"]
+    click.echo(
+        f"outbox    {outbox['rows']:,} waiting, the oldest for {outbox['oldest_seconds']:.1f} s"
+    )
+    click.echo(f"broker    {status['broker']['url']}  {status['broker']['state']}")
+    click.echo(f"channel   {status['channel']['url']}  {status['channel']['state']}")
+    print_table(
+        ["subscription", "queued", "retrying", "dead"],
+        [
+            ["–" if value is None else value for value in each.values()]
+            for each in status["subscriptions"]
+        ],
+    )
+
+
+def read_status() -> dict[str, Any]:
+    """All that `status` shows, as one JSON-able object."""
+    from redis import Redis, RedisError
+
+    from cos_events import broker, ledger
+    from cos_events.settings import get_settings, mask
+    from cos_events.store import subscriptions
+    from cos_events.store.engine import explained, get_engine
+
+    with explained(), get_engine().connect() as connection:
+        backlog = ledger.backlog(connection)
+        unfinished = ledger.unfinished(connection)
+        names = [each.name for each in subscriptions.load(connection)]
+    depths = broker.queue_depths(names)
+    settings = get_settings()
+    try:
+        with Redis.from_url(settings.redis_url, socket_timeout=settings.wire_timeout) as redis:
+            redis.ping()
+        channel = "up"
+    except RedisError as error:
+        channel = f"down: {error}"
+    return {
+        "outbox": asdict(backlog),
+        "broker": {
+            "url": mask(broker.broker_url()),
+            "state": "up" if depths is not None else "down",
+        },
+        "channel": {"url": mask(settings.redis_url), "state": channel},
+        "subscriptions": [
+            {
+                "subscription": name,
+                "queued": None if depths is None else depths.get(name),
+                "retrying": unfinished.get(name, {}).get("retrying", 0),
+                "dead": unfinished.get(name, {}).get("dead", 0),
+            }
+            for name in names
+        ],
+    }

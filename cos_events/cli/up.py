@@ -1,0 +1,54 @@
+"""`cos-events up`"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import click
+
+from cos_events.cli.servers import available, home
+
+
+@click.command("up")
+@click.option("--broker-url", help="Another broker than the private Valkey, such as amqp://…")
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The data folder.  [default: COS_EVENTS_HOME, or the user's data folder]",
+)
+def command(broker_url: str | None, data: Path | None) -> None:
+    """Run everything until Ctrl-C: servers, tables, a publisher and COS's subscribers.
+
+    Without a DATABASE_URL, PostgreSQL and Valkey are private ones, from wheels; their data stays
+    for the next time. Other commands in another terminal find them by themselves.
+    """
+    from cos_events.cli.processes import check_alive, workers
+    from cos_events.settings import get_settings, mask
+    from cos_events.store.engine import explained, get_engine
+    from cos_events.store.migrations import upgrade
+
+    stopping = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+    signal.signal(signal.SIGINT, lambda *_: stopping.set())
+    folder = data or home()
+    folder.mkdir(parents=True, exist_ok=True)
+    with available(folder, broker_url) as which:
+        click.echo(f"using {which}")
+        with explained():
+            upgrade(get_engine())
+        specs = [
+            ("publisher", ["publisher"]),
+            ("subscribers", ["subscriber", "activity", "graph_staging"]),
+        ]
+        with workers(folder, specs) as started:
+            settings = get_settings()
+            click.echo(f"database  {mask(settings.database_url)}")
+            click.echo(f"channel   {mask(settings.redis_url)}")
+            click.echo(f"broker    {mask(settings.broker_url)}")
+            click.echo(f"logs      {folder}")
+            click.echo("ready; try `cos-events record FILE` and `cos-events status`; Ctrl-C ends it")
+            while not stopping.wait(1.0):
+                check_alive(started)
+        click.echo("stopped")

@@ -1,0 +1,115 @@
+"""`cos-events worker …`"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any
+
+import click
+
+from cos_events.cli.servers import adopt_running
+
+APP = "workers"
+"""The Celery application that a worker runs unless another is named: COS's own."""
+
+PARENT = "COS_EVENTS_PARENT"
+"""The environment variable with the pid of a command that this worker shall not outlive."""
+
+_CELERY_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+
+
+@click.group("worker")
+def command() -> None:
+    """Run a Celery worker of the bus, as `celery -A APP worker -Q …` does.
+
+    The Celery application is COS's own `workers`; name another by -A or COS_EVENTS_APP. Options
+    that are not listed go to Celery: --autoscale, --max-tasks-per-child, …
+    """
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("-l", "--loglevel", default="INFO", show_default=True),
+        click.option(
+            "-c", "--concurrency", type=click.IntRange(1, 512), default=2, show_default=True
+        ),
+        click.option(
+            "-A",
+            "--app",
+            default=APP,
+            show_default=True,
+            envvar="COS_EVENTS_APP",
+            help="The Celery application, as Celery's own -A.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command("publisher", context_settings=_CELERY_OPTIONS)
+@_options
+@click.argument("celery_args", nargs=-1, type=click.UNPROCESSED)
+def publisher(app: str, concurrency: int, loglevel: str, celery_args: Sequence[str]) -> None:
+    """Publish committed events: runs the publish task and the relay.
+
+    One is enough; several share the work.
+    """
+    from cos_events.topology import PUBLISH_QUEUE
+
+    node = ["-Q", PUBLISH_QUEUE, "-P", "threads", "-n", "publisher@%h"]
+    _run_celery(app, concurrency, loglevel, [*node, *celery_args])
+
+
+@command.command("subscriber", context_settings=_CELERY_OPTIONS)
+@_options
+@click.argument("names", nargs=-1, required=True, type=click.UNPROCESSED, metavar="NAME...")
+def subscriber(app: str, concurrency: int, loglevel: str, names: Sequence[str]) -> None:
+    """Run the handlers of these subscriptions.
+
+    Several workers of one subscription share its events.
+    """
+    subscriptions = list(takewhile(lambda name: not name.startswith("-"), names))
+    celery_args = names[len(subscriptions) :]
+    _check(app, subscriptions)
+    node = ["-Q", ",".join(subscriptions), "-n", f"{'+'.join(subscriptions)}@%h"]
+    _run_celery(app, concurrency, loglevel, [*node, *celery_args])
+
+
+def _check(app: str, names: Sequence[str]) -> None:
+    from celery.app.utils import find_app
+
+    from cos_events.errors import SubscriptionError
+    from cos_events.subscriber import subscribers_of
+
+    try:
+        found = find_app(app)
+    except (ImportError, AttributeError) as error:
+        raise SubscriptionError(f"no Celery application {app!r} here: {error}") from error
+    found.loader.import_default_modules()
+    known = subscribers_of(found)
+    if unknown := [name for name in names if name not in known]:
+        raise SubscriptionError(
+            f"{app} has no subscription {', '.join(unknown)}; "
+            f"it has {', '.join(sorted(known)) or 'none'}"
+        )
+
+
+def _run_celery(app: str, concurrency: int, loglevel: str, args: Sequence[str]) -> None:
+    from celery.bin.celery import celery
+
+    adopt_running()
+    if parent := os.environ.get(PARENT):
+        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    worker = ["-A", app, "worker", "-c", str(concurrency), "-l", loglevel, *args]
+    celery.main(args=worker, prog_name="celery")
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)

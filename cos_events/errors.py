@@ -1,0 +1,48 @@
+"""The errors of cos-events: one hierarchy, each sentence saying what to do."""
+
+
+class CosEventsError(Exception):
+    """Base of every error that cos-events raises on purpose.
+
+    The command line prints its text as one sentence and exits with 1; a traceback means a bug.
+    """
+
+
+class ConfigurationError(CosEventsError):
+    """A setting is missing or wrong; the text names the variable and what is allowed."""
+
+
+class InvalidEnvelope(CosEventsError):
+    """Bytes that are not an envelope; the text names the field and what is wrong with it."""
+
+
+class InvalidPayload(CosEventsError, ValueError):
+    """Data that cannot be recorded as an event; the text names the field. Nothing was written."""
+
+
+class BroadcastError(CosEventsError):
+    """The broker did not take a batch: the rows stay in the outbox and wait, nothing is lost."""
+
+
+class SubscriptionError(CosEventsError):
+    """A subscription is declared wrongly, or one was named that does not exist."""
+
+
+class EmbeddedServerError(CosEventsError):
+    """A private PostgreSQL or Valkey could not be started or stopped; the text says what to do."""
+
+
+class SchemaMissing(CosEventsError):
+    """The database has no cos-events tables, or old ones: run `cos-events db upgrade`."""
+
+
+class Rejected(CosEventsError):
+    """Raised by a handler: this message can never succeed; to the dead letters, without retries."""
+
+
+class Unsuccessful(CosEventsError):
+    """The handler returned False."""
+
+
+class DatabaseAway(CosEventsError):
+    """PostgreSQL cannot be reached; the text says where it was looked for."""

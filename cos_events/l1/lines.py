@@ -1,0 +1,124 @@
+"""JSON lines to L1 records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue, Strict, ValidationError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from cos_events.envelope import Name, describe
+from cos_events.errors import DatabaseAway, InvalidPayload
+from cos_events.l1.log import log_l1
+
+
+class Line(BaseModel):
+    """One line of the input."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    event_type: Literal["prompt_trace", "event_log"]
+    data: dict[str, JsonValue]
+    occurred_at: AwareDatetime | None = None
+    request_id: Annotated[str, Strict()] | None = None
+    trace_id: Annotated[str, Strict()] | None = None
+    module: Name | None = None
+
+
+@dataclass(slots=True)
+class Summary:
+    """What became of the lines."""
+
+    recorded: int = 0
+    refused: int = 0
+
+
+def record_lines(  # noqa: PLR0913 - the options of the command
+    engine: Engine,
+    lines: Iterable[bytes],
+    *,
+    batch: int,
+    keep: Path,
+    from_line: int = 1,
+    on_read: Callable[[int], None] = lambda _bytes: None,
+    on_refused: Callable[[int, str], None] = lambda _line, _why: None,
+) -> Summary:
+    """Record each line, `batch` in a transaction; refused ones are appended to the file `keep`.
+
+    Raises:
+        DatabaseAway: names the line from which to go on; all before it are committed.
+    """
+    summary = Summary()
+
+    def refuse(number: int, raw: bytes, why: str) -> None:
+        with keep.open("ab") as file:
+            file.write(raw.rstrip(b"\r\n") + b"\n")
+        summary.refused += 1
+        on_refused(number, why)
+
+    waiting: list[tuple[int, bytes]] = []
+
+    def write() -> None:
+        try:
+            _write(engine, waiting, refuse, summary)
+        except DBAPIError as error:
+            raise DatabaseAway(
+                f"stopped before line {waiting[0][0]}, all earlier ones are recorded: "
+                f"{str(error.orig).strip()}; go on with --from-line {waiting[0][0]}"
+            ) from error
+        waiting.clear()
+
+    for number, raw in enumerate(lines, start=1):
+        on_read(len(raw))
+        if number >= from_line and raw.strip():
+            waiting.append((number, raw))
+            if len(waiting) == batch:
+                write()
+    if waiting:
+        write()
+    return summary
+
+
+def log_line(session: Session, raw: bytes) -> UUID:
+    """Record one JSON line in the session's transaction; returns the record's id.
+
+    Raises:
+        InvalidPayload: what is wrong with it; nothing was written.
+    """
+    try:
+        line = Line.model_validate_json(raw)
+    except ValidationError as error:
+        raise InvalidPayload(describe(error)) from error
+    return log_l1(
+        session,
+        line.event_type,
+        line.data,
+        occurred_at=line.occurred_at,
+        module=line.module,
+        request_id=line.request_id,
+        trace_id=line.trace_id,
+    )
+
+
+def _write(
+    engine: Engine,
+    lines: list[tuple[int, bytes]],
+    refuse: Callable[[int, bytes, str], None],
+    summary: Summary,
+) -> None:
+    refused: list[tuple[int, bytes, str]] = []
+    with Session(engine) as session, session.begin():
+        for number, raw in lines:
+            try:
+                log_line(session, raw)
+            except InvalidPayload as why:
+                refused.append((number, raw, str(why)))
+    summary.recorded += len(lines) - len(refused)
+    for each in refused:
+        refuse(*each)

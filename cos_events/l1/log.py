@@ -1,0 +1,85 @@
+"""`log_l1`: one L1 record and its event, in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from cos_events.envelope import describe
+from cos_events.errors import InvalidPayload
+from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
+from cos_events.l1.models import BaseLog, EventLog, PromptTrace
+from cos_events.recording import encode, make_envelope, record
+
+EventType = Literal["prompt_trace", "event_log"]
+
+_KINDS: dict[str, tuple[type[Content], type[PromptTrace | EventLog]]] = {
+    "prompt_trace": (PromptTraceContent, PromptTrace),
+    "event_log": (EventLogContent, EventLog),
+}
+
+
+def log_l1(  # noqa: PLR0913 - the fields of the record
+    session: Session,
+    event_type: EventType,
+    data: Mapping[str, Any],
+    *,
+    occurred_at: datetime | None = None,
+    module: str | None = None,
+    trace_id: str | None = None,
+    request_id: str | None = None,
+) -> UUID:
+    """Write an L1 record, and record its event, in the session's transaction.
+
+    Does not commit: both are there, and the event goes out, if the caller's transaction commits.
+
+    Args:
+        session: a session on the bus's database.
+        event_type: `prompt_trace` or `event_log`.
+        data: its content: the fields of `PromptTraceContent` or `EventLogContent`; any other
+            become attributes.
+        occurred_at: when it happened, aware; now by default.
+        module: the source module; `COS_EVENTS_MODULE` by default.
+        trace_id: the trace that it belongs to; a new one by default.
+        request_id: the request that caused it; empty by default.
+
+    Returns:
+        The record's id, which is the event's `base_log_id`.
+
+    Raises:
+        InvalidPayload: before anything is written; names the field and what is wrong with it.
+    """
+    if event_type not in _KINDS:
+        raise InvalidPayload(
+            f"cannot record this event: event_type: {event_type!r} is not prompt_trace or event_log"
+        )
+    content_type, row_type = _KINDS[event_type]
+    try:
+        content = content_type.model_validate(dict(data)).model_dump()
+    except ValidationError as error:
+        raise InvalidPayload(f"cannot record this event: data.{describe(error)}") from error
+    envelope = make_envelope(
+        event_type=event_type,
+        data=content,
+        module=module,
+        timestamp=occurred_at,
+        trace_id=trace_id,
+        request_id=request_id,
+    )
+    raw = encode(envelope)
+    base_log = BaseLog(
+        id=envelope.base_log_id,
+        source_module=envelope.source_module,
+        event_type=envelope.event_type,
+        occurred_at=envelope.timestamp,
+        trace_id=envelope.trace_id,
+        request_id=envelope.request_id,
+    )
+    session.add(base_log)
+    session.add(row_type(base_log=base_log, **content))
+    return record(session, envelope, raw)

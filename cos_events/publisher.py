@@ -1,0 +1,123 @@
+"""The publish task: claim, broadcast, mark; and the relay that finds what no task was sent for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from celery import shared_task
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from cos_events.broadcast import Broadcaster, make_broadcaster
+from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.errors import BroadcastError
+from cos_events.process import PerProcess, PerThread
+from cos_events.settings import get_settings
+from cos_events.store import outbox, subscriptions
+from cos_events.store.engine import get_engine
+from cos_events.subscription import Subscription
+from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 500
+"""The most events in one transaction of a publisher."""
+
+SUBSCRIPTIONS_TTL = 1.0
+"""Seconds for which a publisher trusts what it read of the subscriptions."""
+
+
+class Publisher:
+    """Moves committed events from the outbox onto the wires. Not thread-safe."""
+
+    def __init__(self, engine: Engine, broadcaster: Broadcaster) -> None:
+        self._engine = engine
+        self._broadcaster = broadcaster
+        self._subscriptions: list[Subscription] = []
+        self._read_at = float("-inf")
+
+    def publish(self, ids: Sequence[int] | None = None, limit: int = BATCH_SIZE) -> int:
+        """Publish one batch, in one transaction that holds its rows.
+
+        Two publishers never broadcast one row twice, unless one died in between: the row is
+        locked until it is marked. A failure leaves the rows as they were; nothing is used up.
+
+        Args:
+            ids: only these outbox rows; None for the oldest that wait.
+            limit: the most rows.
+
+        Returns:
+            How many events went out.
+
+        Raises:
+            BroadcastError: the broker did not take them.
+        """
+        with self._engine.begin() as connection:
+            batch = outbox.claim(connection, limit, ids)
+            if batch:
+                if time.monotonic() > self._read_at + SUBSCRIPTIONS_TTL:
+                    self._subscriptions = subscriptions.load(connection)
+                    self._read_at = time.monotonic()
+                self._broadcaster.broadcast(batch, self._subscriptions)
+                outbox.mark_published(connection, [pending.id for pending in batch])
+        return len(batch)
+
+
+_publisher = PerThread(lambda: Publisher(get_engine(), make_broadcaster()))
+_breaker = PerProcess(lambda: CircuitBreaker("publishing", reset_after=1.0))
+
+
+def publish_once(ids: Sequence[int] | None = None) -> int:
+    """Publish one batch if the wires are up; returns how many went out, 0 when they are not."""
+    try:
+        with _breaker.get():
+            return _publisher.get().publish(ids)
+    except CircuitOpen:
+        return 0
+    except (BroadcastError, SQLAlchemyError) as error:
+        logger.debug("the rows wait: %s", error)
+        return 0
+
+
+@shared_task(name=PUBLISH_TASK, queue=PUBLISH_QUEUE, ignore_result=True)
+def publish(ids: list[int]) -> int:
+    """Publish these outbox rows, unless another publisher has; returns how many went out.
+
+    Never fails and is never retried: what does not go out now waits for the relay.
+    """
+    return publish_once(ids)
+
+
+class Relay:
+    """A thread in each publisher that publishes rows whose wake-up was lost, oldest first.
+
+    Any number may run at once: they skip each other's rows.
+
+    Parameters:
+        interval: seconds between two sweeps.
+    """
+
+    def __init__(self, interval: float | None = None) -> None:
+        self._interval = interval or get_settings().relay_interval
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cos-events-relay", daemon=True)
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End after the sweep in hand, waiting at most `timeout` seconds for it."""
+        self._stopping.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._interval):
+            try:
+                while publish_once() == BATCH_SIZE and not self._stopping.is_set():
+                    pass
+            except Exception:  # a relay that died would leave rows waiting for good
+                logger.exception("the relay's sweep failed; it goes on")

@@ -1,0 +1,90 @@
+"""What becomes of a delivery that failed: decides by Celery's task options, does nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from celery.exceptions import Reject
+from celery.utils.time import get_exponential_backoff_interval
+
+from cos_events.errors import Rejected, SubscriptionError
+
+Errors = tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """It runs again after so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """It waits for a person, because of `reason`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """A subscription's retry options: Celery's names and meaning, with defaults for a durable bus.
+
+    Attributes:
+        autoretry_for: the errors that are tried again; every exception.
+        dont_autoretry_for: the errors that are not, though `autoretry_for` has them.
+        max_retries: how often after the first attempt; None for no limit.
+        retry_backoff: True, or the first delay in seconds, which doubles each time; False for
+            always `default_retry_delay`.
+        retry_backoff_max: the longest delay, in seconds.
+        retry_jitter: draw the delay from nought to its value, so that retries spread.
+        default_retry_delay: seconds, without backoff.
+    """
+
+    autoretry_for: Errors = (Exception,)
+    dont_autoretry_for: Errors = ()
+    max_retries: int | None = 10
+    retry_backoff: bool | float = True
+    retry_backoff_max: int = 600
+    retry_jitter: bool = True
+    default_retry_delay: float = 180.0
+    rejections: Errors = field(default=(Rejected, Reject), init=False)
+
+    @classmethod
+    def taken_from(cls, task_options: dict[str, Any]) -> Self:
+        """The policy in these task options, which are taken out of the dictionary.
+
+        Raises:
+            SubscriptionError: an option has the wrong type.
+        """
+        names = [each.name for each in fields(cls) if each.init]
+        policy = cls(**{name: task_options.pop(name) for name in names if name in task_options})
+        for name in ("autoretry_for", "dont_autoretry_for"):
+            errors = getattr(policy, name)
+            if not isinstance(errors, (tuple, list)) or not all(
+                isinstance(error, type) and issubclass(error, BaseException) for error in errors
+            ):
+                raise SubscriptionError(f"{name} must be a tuple of exception classes")
+        return policy
+
+    def decide(self, error: BaseException, retries: int) -> RetryAfter | Dead:
+        """What follows `error` after `retries` earlier retries."""
+        if isinstance(error, self.rejections):
+            return Dead("rejected")
+        if isinstance(error, tuple(self.dont_autoretry_for)) or not isinstance(
+            error, tuple(self.autoretry_for)
+        ):
+            return Dead("not an error to retry")
+        if self.max_retries is not None and retries >= self.max_retries:
+            return Dead("retries exhausted")
+        if not self.retry_backoff:
+            return RetryAfter(self.default_retry_delay)
+        return RetryAfter(
+            get_exponential_backoff_interval(
+                factor=int(max(1.0, self.retry_backoff)),
+                retries=retries,
+                maximum=self.retry_backoff_max,
+                full_jitter=self.retry_jitter,
+            )
+        )

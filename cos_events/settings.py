@@ -1,0 +1,101 @@
+"""All configuration, from the environment (and `.env` in development), validated as a whole."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cos_events.envelope import Name
+from cos_events.errors import ConfigurationError
+
+
+def mask(url: str) -> str:
+    """The URL with its password replaced, fit for a log or a page."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _url(*schemes: str) -> AfterValidator:
+    def check(url: str) -> str:
+        scheme = url.partition("://")[0]
+        if scheme not in schemes or "://" not in url:
+            raise ValueError(f"must start with {' or '.join(f'{s}://' for s in schemes)}")
+        return url
+
+    return AfterValidator(check)
+
+
+def _psycopg2(url: str) -> str:
+    return "postgresql+psycopg2://" + url.partition("://")[2]
+
+
+DatabaseUrl = Annotated[
+    str, _url("postgresql", "postgres", "postgresql+psycopg2"), AfterValidator(_psycopg2)
+]
+RedisUrl = Annotated[str, _url("redis", "rediss")]
+BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps", "pyamqp")]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class Settings(BaseSettings):
+    """What is in force; every field is an environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True
+    )
+
+    database_url: DatabaseUrl = "postgresql+psycopg2://localhost/cos_events"
+    """The PostgreSQL that the application commits to: outbox, ledger and L1 live in it."""
+    redis_url: RedisUrl = "redis://localhost:6379/0"
+    """The Redis whose channels carry the live feed."""
+    broker_url: BrokerUrl = Field(default_factory=lambda given: given["redis_url"])
+    """The broker of the Celery workers, RabbitMQ or Redis; `REDIS_URL` when not set."""
+    environment: Literal["development", "production"] = Field(
+        default="development", alias="COS_EVENTS_ENVIRONMENT"
+    )
+    """Production closes what is only for developers."""
+    module: Name = Field(default="cc", alias="COS_EVENTS_MODULE")
+    """The source module of what this process records."""
+    max_payload_bytes: int = Field(
+        default=262_144, ge=1_024, le=16_777_216, alias="COS_EVENTS_MAX_PAYLOAD_BYTES"
+    )
+    """The largest envelope that is recorded, in bytes of its JSON."""
+    relay_interval: Seconds = Field(default=1.0, alias="COS_EVENTS_RELAY_INTERVAL")
+    """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
+    wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
+    """Seconds after which a frozen Redis or RabbitMQ counts as down."""
+    redis_max_connections: int = Field(default=20, ge=1, le=10_000)
+    """The most connections one process holds to `REDIS_URL`."""
+    redis_socket_connect_timeout: Seconds = 5.0
+    redis_socket_keepalive: bool = True
+    redis_retry_on_timeout: bool = True
+    redis_decode_responses: bool = True
+    redis_health_check_interval: float = Field(default=30.0, ge=0, le=3600)
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process, read once; `get_settings.cache_clear()` reads them again.
+
+    Raises:
+        ConfigurationError: names every wrong variable, its value (secrets masked) and what is
+            allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        lines = [_explain(each) for each in problems if each["type"] != "default_factory_not_called"]
+        raise ConfigurationError("wrong settings:\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(problem: Any) -> str:
+    name = str(problem["loc"][0]).upper()
+    return f"{name}={mask(str(problem['input']))!r}: {problem['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,145 @@
+"""Statements on the delivery ledger: who has had which event."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, and_, func, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from cos_events.store.models import DeliveryRow, DeliveryState, OutboxRow
+
+Executor = Connection | Session
+
+
+def settle(
+    executor: Executor, subscription: str, event_ids: Iterable[UUID], attempts: int
+) -> set[UUID]:
+    """Write that the subscription has had these events; returns those that it had not.
+
+    Committed with the handler's own work it makes the effect exactly once: a second copy waits
+    here for the first one's transaction and then is not among the returned. Neither is an event
+    that was never recorded in this database.
+    """
+    return set(_upsert(executor, subscription, event_ids, state="delivered", attempts=attempts))
+
+
+def note_failure(
+    executor: Executor,
+    subscription: str,
+    event_id: UUID,
+    *,
+    state: DeliveryState,
+    attempts: int,
+    error: str,
+    next_attempt_at: datetime | None,
+) -> datetime | None:
+    """Write what failed, and when it runs again.
+
+    Returns:
+        When it first failed; None if the event is delivered or dead, and nothing was written.
+    """
+    written = _upsert(
+        executor,
+        subscription,
+        [event_id],
+        state=state,
+        attempts=attempts,
+        error=error,
+        next_attempt_at=next_attempt_at,
+    )
+    return written.get(event_id)
+
+
+def _upsert(
+    executor: Executor, subscription: str, event_ids: Iterable[UUID], **values: Any
+) -> dict[UUID, datetime]:
+    values = {"error": None, "next_attempt_at": None, **values}
+    columns = DeliveryRow.__table__.c
+    row = {
+        "subscription": literal(subscription),
+        "event_id": OutboxRow.event_id,
+        **{name: literal(value, columns[name].type) for name, value in values.items()},
+    }
+    statement = insert(DeliveryRow).from_select(
+        list(row), select(*row.values()).where(OutboxRow.event_id == func.any(list(event_ids)))
+    )
+    written = statement.on_conflict_do_update(
+        index_elements=["subscription", "event_id"],
+        set_={**{name: statement.excluded[name] for name in values}, "updated_at": func.now()},
+        where=DeliveryRow.state == "retrying",
+    ).returning(DeliveryRow.event_id, DeliveryRow.created_at)
+    return {event_id: created_at for event_id, created_at in executor.execute(written)}
+
+
+def states(
+    executor: Executor, subscription: str, event_ids: Iterable[UUID]
+) -> dict[UUID, DeliveryState | None]:
+    """The state of each recorded event of these; None: not yet had. Unrecorded ones are absent."""
+    rows = executor.execute(
+        select(OutboxRow.event_id, DeliveryRow.state)
+        .outerjoin(
+            DeliveryRow,
+            and_(
+                DeliveryRow.event_id == OutboxRow.event_id,
+                DeliveryRow.subscription == subscription,
+            ),
+        )
+        .where(OutboxRow.event_id == func.any(list(event_ids)))
+    )
+    return {event_id: state for event_id, state in rows}
+
+
+def dead(
+    executor: Executor, subscription: str, limit: int, event_ids: Sequence[UUID] | None = None
+) -> Sequence[Row[Any]]:
+    """Dead deliveries with their envelopes, oldest first."""
+    statement = (
+        select(
+            DeliveryRow.event_id,
+            DeliveryRow.attempts,
+            DeliveryRow.error,
+            DeliveryRow.updated_at,
+            OutboxRow.envelope,
+        )
+        .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
+        .where(DeliveryRow.subscription == subscription, DeliveryRow.state == "dead")
+        .order_by(OutboxRow.id)
+        .limit(limit)
+    )
+    if event_ids is not None:
+        statement = statement.where(DeliveryRow.event_id == func.any(list(event_ids)))
+    return executor.execute(statement).all()
+
+
+def revive(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> set[UUID]:
+    """Let dead deliveries run again, as on the first day; returns those that were dead."""
+    statement = (
+        update(DeliveryRow)
+        .where(
+            DeliveryRow.subscription == subscription,
+            DeliveryRow.event_id == func.any(list(event_ids)),
+            DeliveryRow.state == "dead",
+        )
+        .values(state="retrying", attempts=0, next_attempt_at=func.now(), updated_at=func.now())
+        .returning(DeliveryRow.event_id)
+    )
+    return set(executor.execute(statement).scalars())
+
+
+def lay_back(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:
+    """Undo `revive` for those of the events that have not run since."""
+    executor.execute(
+        update(DeliveryRow)
+        .where(
+            DeliveryRow.subscription == subscription,
+            DeliveryRow.event_id == func.any(list(event_ids)),
+            DeliveryRow.state == "retrying",
+            DeliveryRow.attempts == 0,
+        )
+        .values(state="dead", next_attempt_at=None)
+    )

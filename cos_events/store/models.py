@@ -1,0 +1,115 @@
+"""The tables of schema `cos_events`; nothing else than these three keeps the promise."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, get_args
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Identity,
+    Index,
+    MetaData,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+SCHEMA = "cos_events"
+
+DeliveryState = Literal["retrying", "delivered", "dead"]
+"""`retrying`: failed, will run again. `delivered`: had its effect. `dead`: waits for a person."""
+
+
+class Base(DeclarativeBase):
+    """Constraint names are spelled out, so that migrations can name what they change."""
+
+    metadata = MetaData(
+        schema=SCHEMA,
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        },
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own way of declaring it
+        str: Text,
+        datetime: TIMESTAMP(timezone=True),
+        DeliveryState: Text,
+        list[str]: ARRAY(Text),
+    }
+
+
+class OutboxRow(Base):
+    """One recorded event: the promise that it goes out once its transaction committed."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        Index("ix_outbox_unpublished", "id", postgresql_where=text("published_at IS NULL")),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    """Order of recording; a transaction may commit after one with higher ids."""
+    event_id: Mapped[UUID] = mapped_column(unique=True)
+    """The envelope's `base_log_id`."""
+    source_module: Mapped[str]
+    event_type: Mapped[str]
+    envelope: Mapped[str]
+    """The JSON text as it travels: encoded once, when it was recorded."""
+    recorded_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    published_at: Mapped[datetime | None]
+
+
+class SubscriptionRow(Base):
+    """Who wants which events; written by the workers that know the code."""
+
+    __tablename__ = "subscription"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    """Also the name of its queue and of its task."""
+    modules: Mapped[list[str] | None]
+    """Source modules; null means all, today's and tomorrow's."""
+    event_types: Mapped[list[str] | None]
+    """Event types; null means all."""
+    starts_after: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """It is owed the events whose outbox id is higher."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+
+
+class DeliveryRow(Base):
+    """What became of one event at one subscription; no row: not yet had."""
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        CheckConstraint(
+            f"state IN ({', '.join(repr(state) for state in get_args(DeliveryState))})",
+            name="state",
+        ),
+        Index(
+            "ix_delivery_unfinished",
+            "subscription",
+            "state",
+            postgresql_where=text("state <> 'delivered'"),
+        ),
+    )
+
+    # No foreign key to subscription: each insert would lock that one row together with all others.
+    subscription: Mapped[str] = mapped_column(primary_key=True)
+    event_id: Mapped[UUID] = mapped_column(primary_key=True)
+    state: Mapped[DeliveryState]
+    attempts: Mapped[int]
+    """How often the handler ran for it."""
+    next_attempt_at: Mapped[datetime | None]
+    """When `retrying`: the earliest next run."""
+    error: Mapped[str | None]
+    """Of the last failure: the exception's type and text."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
+    updated_at: Mapped[datetime] = mapped_column(
+        server_default=func.clock_timestamp(), onupdate=func.clock_timestamp()
+    )

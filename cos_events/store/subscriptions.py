@@ -1,0 +1,45 @@
+"""Statements on the subscriptions: how publishers learn of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from cos_events.store.models import OutboxRow, SubscriptionRow
+from cos_events.subscription import Subscription
+
+
+def register(connection: Connection, subscriptions: Iterable[Subscription]) -> None:
+    """Make these subscriptions known; a new one is owed what is recorded from now on."""
+    now = select(func.coalesce(func.max(OutboxRow.id), 0)).scalar_subquery()
+    for subscription in subscriptions:
+        row = {
+            "name": subscription.name,
+            "modules": _sorted(subscription.modules),
+            "event_types": _sorted(subscription.event_types),
+        }
+        connection.execute(
+            insert(SubscriptionRow)
+            .values(starts_after=now, **row)
+            .on_conflict_do_update(index_elements=["name"], set_=row)
+        )
+
+
+def load(connection: Connection) -> list[Subscription]:
+    """Every subscription there is, by name."""
+    rows = connection.execute(
+        select(
+            SubscriptionRow.name, SubscriptionRow.modules, SubscriptionRow.event_types
+        ).order_by(SubscriptionRow.name)
+    )
+    return [Subscription(name, _set(modules), _set(types)) for name, modules, types in rows]
+
+
+def _sorted(names: frozenset[str] | None) -> list[str] | None:
+    return None if names is None else sorted(names)
+
+
+def _set(names: list[str] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(names)

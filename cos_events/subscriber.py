@@ -1,0 +1,177 @@
+"""How an application says what it does with events: `@subscriber`, on a function or a class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from celery import Celery, current_app, shared_task
+from celery.app.task import Task
+
+from cos_events.delivery import deliver
+from cos_events.errors import SubscriptionError
+from cos_events.retry import RetryPolicy
+from cos_events.subscription import Subscription
+
+Declared = TypeVar("Declared", bound="Callable[..., Any] | type[BaseSubscriber]")
+
+class BaseSubscriber:
+    """Class form of a subscriber: one instance a process handles its messages.
+
+    Declare it with `@subscriber("name", …)`, and give it `process_message(self, message)`, or with
+    `batch_size` `process_batch(self, messages)`; either may ask for the `session` too, and may be a
+    coroutine. Returning False, or raising, is a failure; anything else is success.
+    """
+
+    process_message: Callable[..., Any]
+    process_batch: Callable[..., Any]
+    subscriber: ClassVar[Subscriber]
+
+    @classmethod
+    def start_consuming(cls, destination: Sequence[str] | None = None) -> None:
+        """Have running workers consume this subscription's queue; see `Subscriber`."""
+        cls.subscriber.start_consuming(destination)
+
+    @classmethod
+    def stop_consuming(cls, destination: Sequence[str] | None = None) -> None:
+        """Have running workers leave this subscription's queue alone; see `Subscriber`."""
+        cls.subscriber.stop_consuming(destination)
+
+
+@dataclass(frozen=True)
+class Subscriber:
+    """A subscription and the code behind it.
+
+    Attributes:
+        subscription: which events it wants.
+        handle: called with one message, or with a list of them if `batch_size` is over 1.
+        wants_session: `handle` takes a `session`, and its work commits with the delivery row.
+        batch_size: the most messages of one call.
+        batch_timeout: seconds that the first message of a batch waits for the others.
+        retry_policy: what follows a failure.
+    """
+
+    subscription: Subscription
+    handle: Callable[..., Any]
+    wants_session: bool
+    batch_size: int
+    batch_timeout: float
+    retry_policy: RetryPolicy
+
+    @property
+    def name(self) -> str:
+        """Of the subscription, its queue and its task."""
+        return self.subscription.name
+
+    def start_consuming(self, destination: Sequence[str] | None = None) -> None:
+        """Have running workers (all, or those named by `destination`) consume the queue."""
+        current_app.control.add_consumer(self.name, destination=destination)
+
+    def stop_consuming(self, destination: Sequence[str] | None = None) -> None:
+        """Have running workers leave the queue alone: its messages wait, on the broker."""
+        current_app.control.cancel_consumer(self.name, destination=destination)
+
+
+def subscriber(  # noqa: PLR0913 - a subscription's own options; the rest are Celery's
+    name: str,
+    *,
+    modules: Iterable[str] | None = None,
+    event_types: Iterable[str] | None = None,
+    batch_size: int = 1,
+    batch_timeout: float = 0.5,
+    **task_options: Any,
+) -> Callable[[Declared], Declared]:
+    """Subscribe a function, a coroutine or a `BaseSubscriber` to committed events.
+
+    The handler is called with the `Envelope`. If it has a parameter `session`, it gets a SQLAlchemy
+    session whose transaction also holds the delivery row, so that its effect in that database
+    happens exactly once; it must not commit. Otherwise it runs at least once.
+
+    Args:
+        name: of the subscription, its durable queue and its Celery task.
+        modules: the source modules that it wants; all by default.
+        event_types: the event types that it wants; all by default.
+        batch_size: over 1, the handler is called with a list of up to so many messages; if that
+            call fails, each message of it is tried by itself.
+        batch_timeout: seconds that the first message of a batch waits for more.
+        **task_options: any option of a Celery task: those of `RetryPolicy` (`autoretry_for`,
+            `max_retries`, `retry_backoff`, …), `rate_limit`, `time_limit`, `soft_time_limit`, …
+
+    Raises:
+        SubscriptionError: the name is taken or no name, an option is wrong, or the handler cannot
+            be called with a message.
+    """
+    declared = Subscription(name, _names(modules), _names(event_types))
+    if batch_size < 1 or batch_timeout <= 0:
+        raise SubscriptionError(f"{name}: batch_size must be 1 or more, batch_timeout over 0")
+
+    def declare(target: Declared) -> Declared:
+        handle = _handler_of(target, batched=batch_size > 1)
+        parameters = list(inspect.signature(handle).parameters)
+        if not parameters:
+            raise SubscriptionError(f"{name}: the handler takes no message: give it a parameter")
+        made = Subscriber(
+            declared,
+            handle,
+            "session" in parameters,
+            batch_size,
+            float(batch_timeout),
+            RetryPolicy.taken_from(task_options),
+        )
+        _declare_task(made, f"{target.__module__}.{target.__qualname__}", task_options)
+        if inspect.isclass(target):
+            target.subscriber = made
+        return target
+
+    return declare
+
+
+def subscribers_of(app: Celery) -> dict[str, Subscriber]:
+    """The subscribers declared for this Celery application, by name."""
+    found = (getattr(task, "subscriber", None) for task in app.tasks.values())
+    return {each.name: each for each in found if isinstance(each, Subscriber)}
+
+
+_origins: dict[str, str] = {}
+
+
+def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> None:
+    if _origins.setdefault(made.name, origin) != origin:
+        raise SubscriptionError(
+            f"subscription {made.name!r} is declared twice: "
+            f"by {_origins[made.name]} and by {origin}; give one another name"
+        )
+
+    def run(task: Task[Any, Any], raws: list[str]) -> None:
+        deliver(task, made, raws)
+
+    shared_task(
+        name=made.name,
+        bind=True,
+        subscriber=made,
+        acks_late=True,
+        reject_on_worker_lost=True,
+        ignore_result=True,
+        # The policy counts for each message; Celery's own limit must not be a second one.
+        max_retries=None,
+        **options,
+    )(run)
+
+
+def _names(names: Iterable[str] | None) -> frozenset[str] | None:
+    if isinstance(names, str):
+        return frozenset([names])
+    return None if names is None else frozenset(names)
+
+
+def _handler_of(target: Any, *, batched: bool) -> Callable[..., Any]:
+    if not inspect.isclass(target):
+        return target  # type: ignore[no-any-return]
+    method = "process_batch" if batched else "process_message"
+    if not issubclass(target, BaseSubscriber):
+        raise SubscriptionError(f"{target.__name__} must be a BaseSubscriber, or a function")
+    if not hasattr(target, method):
+        raise SubscriptionError(f"{target.__name__} has no {method}(self, message{'s' * batched})")
+    return getattr(target(), method)  # type: ignore[no-any-return]

@@ -1,0 +1,114 @@
+"""Names and builds every exchange and queue of the bus; nobody else spells one out.
+
+| what | name | on RabbitMQ | on Redis |
+| --- | --- | --- | --- |
+| channel | `mem0.recorded.<module>` | – | `PUBLISH`, live, best effort |
+| exchange | `mem0.recorded.<module>` | durable fanout | live fanout, best effort |
+| subscription | `<name>` | quorum queue bound to each exchange it wants | list |
+| dead letters | `<name>.dlq` | quorum queue | list |
+| publish task | `cos_events.publish` | classic queue | list |
+| redelivery | `cos_events.redeliver` | durable topic exchange, key = queue | – (default exchange) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from kombu import Connection, Exchange, Queue, binding
+
+PUBLISH_QUEUE = "cos_events.publish"
+"""Where the publish task waits; a worker that consumes it is a publisher."""
+
+PUBLISH_TASK = "cos_events.publish"
+"""The publish task's name."""
+
+_REDELIVER = Exchange("cos_events.redeliver", type="topic", durable=True)
+"""Carries Celery's retries on RabbitMQ: its native delay needs an exchange that is not direct, and
+the fanout exchange would hand a retry to every other subscription too."""
+
+
+def channel_name(module: str) -> str:
+    """The Redis channel, and the exchange, on which the events of `module` are broadcast."""
+    return f"mem0.recorded.{module}"
+
+
+def dead_letter_queue_name(subscription: str) -> str:
+    """The queue that takes what `subscription` could not deliver."""
+    return f"{subscription}.dlq"
+
+
+def is_rabbitmq(broker_url: str) -> bool:
+    """Whether this broker speaks AMQP; otherwise it is Redis."""
+    return broker_url.startswith(("amqp://", "amqps://", "pyamqp://"))
+
+
+def fanout_exchange(module: str) -> Exchange:
+    """The broadcast exchange of `module`; durable where the broker can be."""
+    return Exchange(channel_name(module), type="fanout", durable=True)
+
+
+class SubscriptionQueue(Queue):
+    """A subscription's queue, which says on each message whose it is.
+
+    A broadcast arrives with the exchange's name and routing key, and Redis gives no consumer tag:
+    only the consumer that the broker called knows the queue. Retries and the worker read it from
+    there (`delivery_info["routing_key"]`).
+    """
+
+    def consume(
+        self,
+        consumer_tag: str = "",
+        callback: Callable[[Any], Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """As `kombu.Queue.consume`, with each message addressed to this queue."""
+        return super().consume(
+            consumer_tag, callback=partial(self._addressed, callback), **options
+        )
+
+    def _addressed(self, callback: Callable[[Any], Any], message: Any) -> Any:
+        message.delivery_info.update(exchange="", routing_key=self.name)
+        return callback(message)
+
+
+def subscription_queue(name: str, modules: Iterable[str], *, rabbitmq: bool) -> SubscriptionQueue:
+    """The durable queue of a subscription, bound to the exchange of each of `modules`."""
+    if not rabbitmq:
+        return SubscriptionQueue(name)
+    return SubscriptionQueue(
+        name,
+        _REDELIVER,
+        routing_key=name,
+        bindings=[
+            binding(_REDELIVER, routing_key=name),
+            *(binding(fanout_exchange(module)) for module in modules),
+        ],
+        queue_arguments=_quorum(dead_letter_to=dead_letter_queue_name(name)),
+    )
+
+
+def dead_letter_queue(subscription: str, *, rabbitmq: bool) -> Queue:
+    """The queue of what `subscription` could not deliver."""
+    name = dead_letter_queue_name(subscription)
+    return Queue(name, Exchange(""), name, queue_arguments=_quorum() if rabbitmq else None)
+
+
+def publish_queue() -> Queue:
+    """The queue of the publish task: wake-ups only, so losing it loses no event."""
+    return Queue(PUBLISH_QUEUE, Exchange(""), PUBLISH_QUEUE)
+
+
+def _quorum(dead_letter_to: str | None = None) -> dict[str, Any]:
+    arguments = {"x-queue-type": "quorum"}
+    if dead_letter_to:
+        arguments |= {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead_letter_to}
+    return arguments
+
+
+def declare(connection: Connection, entities: Iterable[Exchange | Queue]) -> None:
+    """Make these exchanges and queues exist on the broker; harmless where they do."""
+    with connection.channel() as channel:
+        for entity in entities:
+            entity(channel).declare()

@@ -1,0 +1,113 @@
+"""A place for folders, owners in processes of their own, and what must be gone afterwards."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait for a condition, at most `seconds`, and fail when it does not come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+
+
+def servers_in(place: Path) -> list[psutil.Process]:
+    """The running servers that have a folder below `place`."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            server = words and Path(words[0]).name in ("postgres", "valkey-server", "initdb")
+            if server and any(str(place) in word for word in words):
+                found.append(process)
+    return found
+
+
+class OwnerProcess:
+    """`with servers(...)` in a process of its own, until it is told or made to end."""
+
+    # It changes its user itself, when all is loaded: another one may not read this Python.
+    CODE = """
+import os, sys, encodings.idna, redis
+from pathlib import Path
+redis.Redis()
+from cos_events.embedded import servers
+user, *folder = sys.argv[1:]
+if int(user):
+    os.setgroups([])
+    os.setgid(int(user))
+    os.setuid(int(user))
+with servers(Path(folder[0]) if folder else None) as here:
+    print(here.folder, flush=True)
+    sys.stdin.read()
+"""
+
+    def __init__(self, *arguments: str, user: int = 0) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.CODE, str(user), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+
+    def folder(self) -> Path:
+        """The folder of its servers, once they answer."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        assert line, self.process.stderr and self.process.stderr.read()
+        return Path(line)
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """End it by a signal, or by the end of its input; returns its exit code."""
+        if number is not None:
+            self.process.send_signal(number)
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for everything, which `nobody` can pass through, with no server in it at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="embedded-tests-")).resolve()
+    folder.chmod(0o755)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    left = servers_in(folder)
+    for process in left:
+        with suppress(psutil.Error):
+            process.kill()
+    shutil.rmtree(folder, ignore_errors=True)
+    assert left == []
+
+
+@pytest.fixture
+def owner(place: Path) -> Iterator[Callable[..., OwnerProcess]]:
+    """Starts owners; those that still run at the end of the test are ended."""
+    started: list[OwnerProcess] = []
+
+    def start(*arguments: str, user: int = 0) -> OwnerProcess:
+        started.append(OwnerProcess(*arguments, user=user))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.end()
