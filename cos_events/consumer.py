@@ -63,9 +63,7 @@ class TaskMessage(Message):
 class Gathering:
     """The messages of one subscription that wait to be handled in one call."""
 
-    def __init__(
-        self, subscriber: Subscriber, timer: Any, run: Callable[[Message], None]
-    ) -> None:
+    def __init__(self, subscriber: Subscriber, timer: Any, run: Callable[[Message], None]) -> None:
         self._subscriber = subscriber
         self._timer = timer
         self._run = run

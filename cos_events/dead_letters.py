@@ -27,7 +27,13 @@ MAX_ERROR_LENGTH = 2_000
 
 
 def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
-    app: Celery, subscription: str, raw: str, *, reason: str, error: Exception, attempts: int,
+    app: Celery,
+    subscription: str,
+    raw: str,
+    *,
+    reason: str,
+    error: Exception,
+    attempts: int,
     first_failed_at: datetime,
 ) -> None:
     """Put an envelope on the subscription's dead-letter queue, with what happened in its headers.

@@ -183,8 +183,13 @@ def _note(
 def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) -> None:
     try:
         task.apply_async(
-            args=([raw],), retries=retries, countdown=seconds, queue=task.name,
-            argsrepr="(<1 event>,)", kwargsrepr="{}", retry=False,
+            args=([raw],),
+            retries=retries,
+            countdown=seconds,
+            queue=task.name,
+            argsrepr="(<1 event>,)",
+            kwargsrepr="{}",
+            retry=False,
         )
     except Exception as error:
         raise Reject(error, requeue=True) from error

@@ -129,6 +129,19 @@ def _start() -> Dispatcher:
 _dispatcher = PerProcess(_start)
 
 
+def counts() -> tuple[int, int]:
+    """How many outbox ids this process has sent wake-ups for, and how many it left to the relay."""
+    dispatcher = _dispatcher.get()
+    return dispatcher.sent, dispatcher.dropped
+
+
+def reset() -> None:
+    """End this process's dispatcher; the next commit starts one with the settings of then."""
+    if (dispatcher := _dispatcher.reset()) is not None:
+        atexit.unregister(dispatcher.close)
+        dispatcher.close()
+
+
 def wake(ids: Sequence[int]) -> None:
     """Have these committed outbox rows published soon. Returns at once and never raises."""
     try:

@@ -110,5 +110,7 @@ def unfinished(connection: Connection) -> dict[str, dict[str, int]]:
     return found
 
 
-def _matches(wanted: ColumnElement[list[str] | None], value: ColumnElement[str]) -> ColumnElement[bool]:
+def _matches(
+    wanted: ColumnElement[list[str] | None], value: ColumnElement[str]
+) -> ColumnElement[bool]:
     return or_(wanted.is_(None), value == func.any(wanted))

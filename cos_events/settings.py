@@ -92,7 +92,9 @@ def get_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        lines = [_explain(each) for each in problems if each["type"] != "default_factory_not_called"]
+        lines = [
+            _explain(each) for each in problems if each["type"] != "default_factory_not_called"
+        ]
         raise ConfigurationError("wrong settings:\n  " + "\n  ".join(lines)) from None
 
 

@@ -17,6 +17,7 @@ from cos_events.subscription import Subscription
 
 Declared = TypeVar("Declared", bound="Callable[..., Any] | type[BaseSubscriber]")
 
+
 class BaseSubscriber:
     """Class form of a subscriber: one instance a process handles its messages.
 

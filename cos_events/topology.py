@@ -64,9 +64,7 @@ class SubscriptionQueue(Queue):
         **options: Any,
     ) -> Any:
         """As `kombu.Queue.consume`, with each message addressed to this queue."""
-        return super().consume(
-            consumer_tag, callback=partial(self._addressed, callback), **options
-        )
+        return super().consume(consumer_tag, callback=partial(self._addressed, callback), **options)
 
     def _addressed(self, callback: Callable[[Any], Any], message: Any) -> Any:
         message.delivery_info.update(exchange="", routing_key=self.name)

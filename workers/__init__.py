@@ -1,7 +1,7 @@
 """The deployment: COS's Celery application. Each subscription is one module of this package.
 
-    celery -A workers worker -Q cos_events.publish
-    celery -A workers worker -Q activity,graph_staging
+celery -A workers worker -Q cos_events.publish
+celery -A workers worker -Q activity,graph_staging
 """
 
 from celery import Celery

@@ -33,9 +33,7 @@ class GraphStaging(BaseSubscriber):
         return True
 
 
-def _node(
-    nodes: dict[str, dict[str, Any]], kind: str, key: str, properties: dict[str, Any]
-) -> str:
+def _node(nodes: dict[str, dict[str, Any]], kind: str, key: str, properties: dict[str, Any]) -> str:
     name = f"{kind}:{key}"
     nodes[name] = {"id": name, "kind": kind, "properties": properties}
     return name

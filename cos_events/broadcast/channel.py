@@ -31,7 +31,9 @@ class ChannelWire:
         self._client: Redis = Redis.from_url(
             redis_url,
             socket_timeout=settings.wire_timeout,
-            socket_connect_timeout=min(settings.wire_timeout, settings.redis_socket_connect_timeout),
+            socket_connect_timeout=min(
+                settings.wire_timeout, settings.redis_socket_connect_timeout
+            ),
             socket_keepalive=settings.redis_socket_keepalive,
             retry=Retry(NoBackoff(), 0),
         )

@@ -21,7 +21,10 @@ from cos_events.cli.servers import available
     help="JSON lines to record, as `cos-events record` takes them.  [default: made up]",
 )
 @click.option(
-    "--events", default=200, show_default=True, type=click.IntRange(3, 1_000_000),
+    "--events",
+    default=200,
+    show_default=True,
+    type=click.IntRange(3, 1_000_000),
     help="How many events to commit.",
 )
 def command(broker_url: str | None, source: Path | None, events: int) -> None:

@@ -45,7 +45,9 @@ class WorkerProcess:
 
 
 @contextmanager
-def workers(folder: Path, specs: Sequence[tuple[str, Sequence[str]]]) -> Iterator[list[WorkerProcess]]:
+def workers(
+    folder: Path, specs: Sequence[tuple[str, Sequence[str]]]
+) -> Iterator[list[WorkerProcess]]:
     """Run these workers while the body runs, each in a session of its own.
 
     A terminal's Ctrl-C thus reaches only the command, which stops its workers in order.

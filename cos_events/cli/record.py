@@ -14,7 +14,10 @@ from cos_events.cli.servers import adopt_running
 @click.command("record")
 @click.argument("file", type=click.File("rb"))
 @click.option(
-    "--batch", default=100, show_default=True, type=click.IntRange(1, 10_000),
+    "--batch",
+    default=100,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
     help="Records in one transaction.",
 )
 @click.option(

@@ -48,7 +48,9 @@ def command(broker_url: str | None, data: Path | None) -> None:
             click.echo(f"channel   {mask(settings.redis_url)}")
             click.echo(f"broker    {mask(settings.broker_url)}")
             click.echo(f"logs      {folder}")
-            click.echo("ready; try `cos-events record FILE` and `cos-events status`; Ctrl-C ends it")
+            click.echo(
+                "ready; try `cos-events record FILE` and `cos-events status`; Ctrl-C ends it"
+            )
             while not stopping.wait(1.0):
                 check_alive(started)
         click.echo("stopped")

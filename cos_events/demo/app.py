@@ -1,6 +1,6 @@
 """Another team's Celery application on the same bus, with two subscriptions in trouble.
 
-    celery -A cos_events.demo.app worker -Q mailer,archive
+celery -A cos_events.demo.app worker -Q mailer,archive
 """
 
 from __future__ import annotations

@@ -47,7 +47,11 @@ def listening() -> Iterator[tuple[Heard, Heard]]:
         queue = Queue("", fanout_exchange(module), exclusive=True, auto_delete=True)
 
         def on_message(message: Any) -> None:
-            on_exchange.take(bytes(message.body, "utf-8") if isinstance(message.body, str) else bytes(message.body))
+            on_exchange.take(
+                bytes(message.body, "utf-8")
+                if isinstance(message.body, str)
+                else bytes(message.body)
+            )
             message.ack()
 
         consumer = connection.Consumer(queue, channel=channel, on_message=on_message)

@@ -34,7 +34,10 @@ SUBSCRIPTIONS = ("activity", "graph_staging", "mailer", "archive")
 WORKERS = [
     ("publisher", ["publisher"]),
     ("cos-subscribers", ["subscriber", "activity", "graph_staging", "-c", "1"]),
-    ("other-team", ["subscriber", "mailer", "archive", "-A", "cos_events.demo.app", "-P", "threads"]),
+    (
+        "other-team",
+        ["subscriber", "mailer", "archive", "-A", "cos_events.demo.app", "-P", "threads"],
+    ),
 ]
 
 TIMEOUT = 60.0
@@ -100,7 +103,10 @@ class Story:
     def _retry(self) -> None:
         self._until(lambda: self._state("mailer", self._flaky)[0] == "delivered", "the retry")
         attempts = self._state("mailer", self._flaky)[1]
-        self._say("retry", f"mailer failed once (the mail server restarts), delivered at attempt {attempts}")
+        self._say(
+            "retry",
+            f"mailer failed once (the mail server restarts), delivered at attempt {attempts}",
+        )
 
     def _dead_letter(self) -> None:
         self._until(lambda: self._state("archive", self._rejected)[0] == "dead", "a dead letter")
@@ -159,12 +165,15 @@ class Story:
 
     def _delivered(self) -> int:
         with get_engine().connect() as connection:
-            return connection.scalar(
-                select(func.count())
-                .select_from(DeliveryRow)
-                .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
-                .where(DeliveryRow.state == "delivered")
-            ) or 0
+            return (
+                connection.scalar(
+                    select(func.count())
+                    .select_from(DeliveryRow)
+                    .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
+                    .where(DeliveryRow.state == "delivered")
+                )
+                or 0
+            )
 
     def _say(self, what: str, sentence: str) -> None:
         self._console.print(f"[bold cyan]{what:<14}[/]{sentence}", soft_wrap=True)

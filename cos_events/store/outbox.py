@@ -29,9 +29,7 @@ def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) 
         ids: only these rows; None for whatever waits.
     """
     statement = (
-        select(
-            OutboxRow.id, OutboxRow.source_module, OutboxRow.event_type, OutboxRow.envelope
-        )
+        select(OutboxRow.id, OutboxRow.source_module, OutboxRow.event_type, OutboxRow.envelope)
         .where(OutboxRow.published_at.is_(None))
         .order_by(OutboxRow.id)
         .limit(limit)

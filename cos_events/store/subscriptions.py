@@ -30,9 +30,9 @@ def register(connection: Connection, subscriptions: Iterable[Subscription]) -> N
 def load(connection: Connection) -> list[Subscription]:
     """Every subscription there is, by name."""
     rows = connection.execute(
-        select(
-            SubscriptionRow.name, SubscriptionRow.modules, SubscriptionRow.event_types
-        ).order_by(SubscriptionRow.name)
+        select(SubscriptionRow.name, SubscriptionRow.modules, SubscriptionRow.event_types).order_by(
+            SubscriptionRow.name
+        )
     )
     return [Subscription(name, _set(modules), _set(types)) for name, modules, types in rows]
 

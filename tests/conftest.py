@@ -1,0 +1,134 @@
+"""Servers for the tests: private PostgreSQL and Valkey from wheels, the machine's RabbitMQ."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+from uuid import uuid4
+
+import pytest
+from kombu import Connection
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from cos_events import broker, dispatcher, embedded
+from cos_events.settings import get_settings
+from cos_events.store import engine as store_engine
+from cos_events.store.engine import get_engine
+from cos_events.store.migrations import upgrade
+
+RABBITMQ_URL = os.environ.get("COS_EVENTS_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//")
+
+
+def missing(server: str) -> NoReturn:
+    """A server that is not there skips a test on a laptop, and fails it in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{server}, and in CI it must", pytrace=False)
+    pytest.skip(server)
+
+
+def eventually(reached: Callable[[], object], timeout: float = 30.0) -> None:
+    """Wait until the condition holds; fail if it does not within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not reached():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not reached within {timeout:.0f} s")
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[embedded.Servers]:
+    """A private PostgreSQL and Valkey for all tests that do not stop, freeze or empty them."""
+    with embedded.servers() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> str:
+    """The machine's RabbitMQ."""
+    try:
+        with Connection(RABBITMQ_URL, connect_timeout=3) as connection:
+            connection.connect()
+    except OSError as error:
+        missing(f"RabbitMQ does not answer ({error})")
+    return RABBITMQ_URL
+
+
+@pytest.fixture(scope="session")
+def _template(servers: embedded.Servers) -> str:
+    """A database with all tables, to copy for each test."""
+    admin = create_engine(servers.database_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text("CREATE DATABASE template_migrated"))
+    admin.dispose()
+    migrated = create_engine(make_url(servers.database_url).set(database="template_migrated"))
+    upgrade(migrated)
+    migrated.dispose()
+    return "template_migrated"
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Set environment variables for the bus: `environment(REDIS_URL=…)`; undone afterwards."""
+
+    def forget(engine: bool = True) -> None:
+        get_settings.cache_clear()
+        dispatcher.reset()
+        if engine:
+            store_engine.reset()
+
+    def use(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        forget(engine="DATABASE_URL" in variables)
+
+    monkeypatch.setattr(broker, "_installed", [])
+    forget()
+    yield use
+    forget()
+
+
+@pytest.fixture
+def database(
+    servers: embedded.Servers, _template: str, environment: Callable[..., None]
+) -> Iterator[Engine]:
+    """An empty, migrated database of the test's own; `DATABASE_URL` and `REDIS_URL` are set."""
+    name = f"test_{uuid4().hex[:12]}"
+    admin = create_engine(servers.database_url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {_template}"))
+    url = make_url(servers.database_url).set(database=name)
+    environment(DATABASE_URL=url.render_as_string(hide_password=False), REDIS_URL=servers.redis_url)
+    yield get_engine()
+    store_engine.reset()
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    admin.dispose()
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker_url(
+    request: pytest.FixtureRequest, database: Engine, environment: Callable[..., None]
+) -> str:
+    """The test runs on each broker; `BROKER_URL` is set."""
+    if request.param == "redis":
+        url = str(make_url(os.environ["REDIS_URL"]).set(database="1").render_as_string(False))
+    else:
+        url = request.getfixturevalue("rabbitmq_url")
+    environment(BROKER_URL=url)
+    return url
+
+
+@pytest.fixture
+def unique() -> Callable[[str], str]:
+    """A name that no other test uses: queues of the machine's RabbitMQ outlive a test."""
+    return lambda name: f"{name}_{uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def clean_queues(broker_url: str) -> Iterator[list[str]]:
+    """Append names of queues: they are deleted before the test ends."""
+    names: list[str] = []
+    yield names
+    broker.delete_queues(names)
