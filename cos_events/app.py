@@ -20,8 +20,10 @@ __all__ = ["install", "publish", "register_subscriptions"]
 
 
 def install(app: Celery) -> Celery:
-    """Teach a Celery application the bus: its workers may then consume the publish task's queue
-    and subscriptions' queues, beside their own tasks.
+    """Teach a Celery application the bus.
+
+    Its workers may then consume the publish task's queue and subscriptions' queues, beside their
+    own tasks.
 
     What the application has configured stays; only what it left open is filled in. The broker is
     the application's; the database is `DATABASE_URL`, the channel `REDIS_URL`.

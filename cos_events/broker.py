@@ -42,12 +42,21 @@ def transport_options(url: str) -> dict[str, Any]:
     return {"socket_timeout": timeout, "socket_connect_timeout": timeout}
 
 
-def connect() -> Connection:
-    """A new connection to the broker, not yet established."""
+def connect() -> Any:
+    """A new `kombu.Connection` to the broker, not yet established.
+
+    Typed as Any: the stubs of kombu lack `Producer.batch` and most of a channel's methods.
+    """
     url = broker_url()
     return Connection(
         url, connect_timeout=get_settings().wire_timeout, transport_options=transport_options(url)
     )
+
+
+def body_of(message: Any) -> bytes:
+    """The bytes of a message's body, which kombu gives as text, bytes or a buffer."""
+    body = message.body
+    return body.encode("utf-8", "surrogateescape") if isinstance(body, str) else bytes(body)
 
 
 def queue_depths(names: Iterable[str]) -> dict[str, int] | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from celery import bootsteps
@@ -19,6 +20,7 @@ from celery.worker.consumer import Consumer, Tasks
 from kombu.message import Message
 from kombu.utils.uuid import uuid
 
+from cos_events.broker import body_of
 from cos_events.publisher import Relay
 from cos_events.subscriber import Subscriber, subscribers_of
 from cos_events.task_message import EMBED, task_headers
@@ -34,7 +36,9 @@ class TaskMessage(Message):
     def __init__(self, subscriber: Subscriber, parts: list[Message]) -> None:
         task_id = uuid()
         super().__init__(
-            body=json.dumps([[[_text(part.body) for part in parts]], {}, EMBED]),
+            body=json.dumps(
+                [[[body_of(part).decode("utf-8", "surrogateescape") for part in parts]], {}, EMBED]
+            ),
             content_type="application/json",
             content_encoding="utf-8",
             delivery_info={
@@ -105,7 +109,7 @@ class DeliveryStep(bootsteps.StartStopStep):
 
     requires = (Tasks,)
 
-    def __init__(self, consumer: Consumer, **options: Any) -> None:
+    def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self._consumer = consumer
         self._subscribers = subscribers_of(consumer.app)
@@ -133,26 +137,20 @@ class DeliveryStep(bootsteps.StartStopStep):
         }
 
         def on_message(message: Message) -> None:
-            gathering = self._gatherings.get(message.delivery_info.get("routing_key"))
-            if gathering is None or self._is_retry(message):
+            gathering = self._gathering_of(message)
+            if gathering is None or is_retry(message):
                 run(message)
             else:
                 gathering.add(message)
 
         return on_message
 
-    def _is_retry(self, message: Message) -> bool:
-        name = message.delivery_info["routing_key"]
-        if not isinstance(message.headers, dict) or message.headers.get("task") != name:
-            return False
-        try:
-            (raws,), _kwargs, _embed = message.payload
-        except Exception:  # noqa: BLE001 - whatever it is, it is not what we sent
-            return False
-        return isinstance(raws, list) and all(isinstance(raw, str) for raw in raws)
+    def _gathering_of(self, message: Message) -> Gathering | None:
+        info = message.delivery_info or {}
+        return self._gatherings.get(info.get("routing_key", ""))
 
     def _undecodable(self, message: Message, error: Exception) -> None:
-        gathering = self._gatherings.get(message.delivery_info.get("routing_key"))
+        gathering = self._gathering_of(message)
         if gathering is None:
             self._on_decode_error(message, error)
         else:
@@ -181,7 +179,28 @@ class RelayStep(bootsteps.StartStopStep):
             self._relay = None
 
 
-def _text(body: Any) -> str:
-    if isinstance(body, str):
-        return body
-    return bytes(body).decode("utf-8", "surrogateescape")
+def is_retry(message: Message) -> bool:
+    """Whether this is a task message that `deliver` sent for a retry, fit for Celery to run.
+
+    Anything else in a subscription's queue is a delivery: what Celery cannot read would otherwise
+    stop the worker, or be gone.
+    """
+    headers = message.headers
+    if not isinstance(headers, dict) or headers.get("task") != message.delivery_info["routing_key"]:
+        return False
+    try:
+        (raws,), _kwargs, _embed = message.payload
+        datetime.fromisoformat(headers["eta"] or "2000-01-01")
+        limits: Any = headers["timelimit"]
+        time_limit, soft_time_limit = limits
+    except Exception:  # noqa: BLE001 - whatever it is, it is not what we sent
+        return False
+    return (
+        isinstance(raws, list)
+        and all(isinstance(raw, str) for raw in raws)
+        and isinstance(headers.get("id"), str)
+        and isinstance(headers.get("retries"), int)
+        and headers.get("expires") is None
+        and isinstance(time_limit, int | float | None)
+        and isinstance(soft_time_limit, int | float | None)
+    )

@@ -196,7 +196,7 @@ def _discard(subscription: str, event_ids: set[UUID]) -> None:
             bound.declare()
             for message in iter(bound.get, None):
                 try:
-                    gone = Envelope.decode(bytes(message.body)).base_log_id in event_ids
+                    gone = Envelope.decode(broker.body_of(message)).base_log_id in event_ids
                 except InvalidEnvelope:
                     gone = False
                 if gone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -79,7 +79,7 @@ def _deliver_one(
         strangers = _attempt(subscriber, [envelope], retries)
     except (Retry, Ignore):
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the handler raises
+    except Exception as error:
         outcome = subscriber.retry_policy.decide(error, retries)
         try:
             first_failed_at = _note(subscriber.name, envelope, outcome, retries + 1, error)
@@ -102,7 +102,8 @@ def _deliver_one(
             return
         _send_again(task, raw, outcome.seconds, retries + 1)
         if alone:
-            raise Retry(exc=error, when=outcome.seconds) from error
+            when = datetime.now(UTC) + timedelta(seconds=outcome.seconds)
+            raise Retry(exc=error, when=when) from error
     else:
         _bury_strangers(task, {raw: envelope}, strangers)
 
@@ -182,7 +183,8 @@ def _note(
 
 def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) -> None:
     try:
-        task.apply_async(
+        apply: Callable[..., Any] = task.apply_async
+        apply(
             args=([raw],),
             retries=retries,
             countdown=seconds,

@@ -12,8 +12,8 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from typing import Any
 
-from kombu import Connection, Producer
 from kombu.utils.uuid import uuid
 
 from cos_events import broker
@@ -93,8 +93,8 @@ class PublishTaskSender:
     """Sends publish tasks over one connection of its own, opened on first use."""
 
     def __init__(self) -> None:
-        self._connection: Connection | None = None
-        self._producer: Producer | None = None
+        self._connection: Any = None
+        self._producer: Any = None
 
     def __call__(self, ids: list[int]) -> None:
         """Send one publish task for these ids; any error of the connection is raised."""

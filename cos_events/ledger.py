@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text
+from sqlalchemy.orm import InstrumentedAttribute
 
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 
@@ -111,6 +112,6 @@ def unfinished(connection: Connection) -> dict[str, dict[str, int]]:
 
 
 def _matches(
-    wanted: ColumnElement[list[str] | None], value: ColumnElement[str]
+    wanted: InstrumentedAttribute[list[str] | None], value: InstrumentedAttribute[str]
 ) -> ColumnElement[bool]:
     return or_(wanted.is_(None), value == func.any(wanted))

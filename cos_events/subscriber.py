@@ -75,7 +75,7 @@ class Subscriber:
         current_app.control.cancel_consumer(self.name, destination=destination)
 
 
-def subscriber(  # noqa: PLR0913 - a subscription's own options; the rest are Celery's
+def subscriber(
     name: str,
     *,
     modules: Iterable[str] | None = None,
@@ -122,8 +122,8 @@ def subscriber(  # noqa: PLR0913 - a subscription's own options; the rest are Ce
             RetryPolicy.taken_from(task_options),
         )
         _declare_task(made, f"{target.__module__}.{target.__qualname__}", task_options)
-        if inspect.isclass(target):
-            target.subscriber = made
+        if isinstance(target, type):
+            target.subscriber = made  # type: ignore[attr-defined] # _handler_of saw to it
         return target
 
     return declare
@@ -137,8 +137,16 @@ def subscribers_of(app: Celery) -> dict[str, Subscriber]:
 
 _origins: dict[str, str] = {}
 
+_OWN_OPTIONS = {
+    *("name", "base", "bind", "subscriber", "acks_late", "reject_on_worker_lost"),
+    *("ignore_result", "expires", "queue", "exchange", "routing_key", "serializer"),
+}
+"""Task options on which the promise rests: an event may not expire, or be acknowledged early."""
+
 
 def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> None:
+    if own := sorted(_OWN_OPTIONS & options.keys()):
+        raise SubscriptionError(f"{made.name}: {', '.join(own)} cannot be set for a subscription")
     if _origins.setdefault(made.name, origin) != origin:
         raise SubscriptionError(
             f"subscription {made.name!r} is declared twice: "
@@ -148,7 +156,8 @@ def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> Non
     def run(task: Task[Any, Any], raws: list[str]) -> None:
         deliver(task, made, raws)
 
-    shared_task(
+    declare: Callable[..., Any] = shared_task
+    declare(
         name=made.name,
         bind=True,
         subscriber=made,

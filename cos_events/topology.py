@@ -2,18 +2,17 @@
 
 | what | name | on RabbitMQ | on Redis |
 | --- | --- | --- | --- |
-| channel | `mem0.recorded.<module>` | – | `PUBLISH`, live, best effort |
+| channel | `mem0.recorded.<module>` | - | `PUBLISH`, live, best effort |
 | exchange | `mem0.recorded.<module>` | durable fanout | live fanout, best effort |
 | subscription | `<name>` | quorum queue bound to each exchange it wants | list |
 | dead letters | `<name>.dlq` | quorum queue | list |
 | publish task | `cos_events.publish` | classic queue | list |
-| redelivery | `cos_events.redeliver` | durable topic exchange, key = queue | – (default exchange) |
+| redelivery | `cos_events.redeliver` | durable topic exchange, key = queue | - (default exchange) |
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 from kombu import Connection, Exchange, Queue, binding
@@ -57,18 +56,14 @@ class SubscriptionQueue(Queue):
     there (`delivery_info["routing_key"]`).
     """
 
-    def consume(
-        self,
-        consumer_tag: str = "",
-        callback: Callable[[Any], Any] | None = None,
-        **options: Any,
-    ) -> Any:
+    def consume(self, consumer_tag: str = "", callback: Any = None, *args: Any, **kw: Any) -> str:
         """As `kombu.Queue.consume`, with each message addressed to this queue."""
-        return super().consume(consumer_tag, callback=partial(self._addressed, callback), **options)
 
-    def _addressed(self, callback: Callable[[Any], Any], message: Any) -> Any:
-        message.delivery_info.update(exchange="", routing_key=self.name)
-        return callback(message)
+        def addressed(message: Any, *_: Any) -> Any:
+            message.delivery_info.update(exchange="", routing_key=self.name)
+            return callback(message)
+
+        return super().consume(consumer_tag, addressed, *args, **kw)
 
 
 def subscription_queue(name: str, modules: Iterable[str], *, rabbitmq: bool) -> SubscriptionQueue:

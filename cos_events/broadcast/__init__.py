@@ -3,4 +3,4 @@
 from cos_events.broadcast.broadcaster import Broadcaster, make_broadcaster
 from cos_events.broadcast.contract import BrokerWire
 
-__all__ = ["BrokerWire", "Broadcaster", "make_broadcaster"]
+__all__ = ["Broadcaster", "BrokerWire", "make_broadcaster"]

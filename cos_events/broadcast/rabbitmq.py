@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kombu import Connection
-
 from cos_events import broker
 from cos_events.errors import BroadcastError
 from cos_events.settings import get_settings
@@ -19,7 +17,7 @@ class RabbitMQWire:
     """Publishes each envelope once; the exchange copies it, confirms are drained once a batch."""
 
     def __init__(self) -> None:
-        self._connection: Connection | None = None
+        self._connection: Any = None
         self._channel: Any = None
         self._declared: set[tuple[str, Subscription | None]] = set()
         self._last_tag = 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from kombu import Connection, Producer
+from typing import Any
 
 from cos_events import broker
 from cos_events.errors import BroadcastError
@@ -17,13 +16,15 @@ MAX_PIPELINE = 1_000
 
 
 class RedisWire:
-    """Pushes through the default exchange: a plain list push needs no binding, so it survives
-    FLUSHALL. The fanout exchange is for live listeners only: Redis keeps nothing for the absent.
+    """Pushes through the default exchange; the fanout exchange is for live listeners only.
+
+    A plain list push needs no binding, so it survives FLUSHALL. A Redis fanout keeps nothing for
+    the absent.
     """
 
     def __init__(self) -> None:
-        self._connection: Connection | None = None
-        self._producer: Producer | None = None
+        self._connection: Any = None
+        self._producer: Any = None
 
     def send(self, batch: Sequence[Pending], subscriptions: Sequence[Subscription]) -> None:
         """As the contract says."""
@@ -42,16 +43,14 @@ class RedisWire:
         if connection is not None:
             connection.collect()
 
-    def _open(self) -> Producer:
+    def _open(self) -> Any:
         if self._producer is None:
             self._connection = broker.connect()
             self._producer = self._connection.Producer(auto_declare=False)
         return self._producer
 
     @staticmethod
-    def _publish(
-        producer: Producer, pending: Pending, subscriptions: Sequence[Subscription]
-    ) -> None:
+    def _publish(producer: Any, pending: Pending, subscriptions: Sequence[Subscription]) -> None:
         message = {
             "content_type": "application/json",
             "content_encoding": "utf-8",

@@ -22,7 +22,7 @@ COMMANDS = {
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for; a user's mistake ends in a sentence, not a traceback."""
+    """Imports a command when it is asked for; a user's mistake ends in a sentence."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
         return sorted(COMMANDS)

@@ -1,4 +1,4 @@
-"""`cos-events db …`"""
+"""The command `cos-events db …`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cos-events dlq …`"""
+"""The command `cos-events dlq …`."""
 
 from __future__ import annotations
 

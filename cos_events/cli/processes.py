@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess  # nosec B404 - starts only our own program
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -80,7 +80,7 @@ def check_alive(started: Sequence[WorkerProcess]) -> None:
 
 def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
     with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603  # nosec B603 - our own program
+        process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-m", "cos_events", "worker", *args],
             stdout=output,
             stderr=output,

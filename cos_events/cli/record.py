@@ -1,4 +1,4 @@
-"""`cos-events record`"""
+"""The command `cos-events record`."""
 
 from __future__ import annotations
 

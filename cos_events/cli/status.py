@@ -1,4 +1,4 @@
-"""`cos-events status`"""
+"""The command `cos-events status`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cos_events.cli.servers import adopt_running
 def command(as_json: bool) -> None:
     """Show what waits where: the outbox, the broker's queues, retries and dead letters.
 
-    Quick on any amount of history. A queue's depth is – where the broker does not answer.
+    Quick on any amount of history. A queue's depth is - where the broker does not answer.
     """
     adopt_running()
     status = read_status()
@@ -32,7 +32,7 @@ def command(as_json: bool) -> None:
     print_table(
         ["subscription", "queued", "retrying", "dead"],
         [
-            ["–" if value is None else value for value in each.values()]
+            ["-" if value is None else value for value in each.values()]
             for each in status["subscriptions"]
         ],
     )

@@ -1,4 +1,4 @@
-"""`cos-events up`"""
+"""The command `cos-events up`."""
 
 from __future__ import annotations
 

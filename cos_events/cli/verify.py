@@ -1,4 +1,4 @@
-"""`cos-events verify`"""
+"""The command `cos-events verify`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from cos_events.ledger import GRACE, Account
 )
 @json_option
 def command(grace: float, wait: float, as_json: bool) -> None:
-    """Compare the committed events with what each subscription has had.
+    r"""Compare the committed events with what each subscription has had.
 
     \b
     committed   events that the subscription is owed

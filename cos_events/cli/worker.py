@@ -1,4 +1,4 @@
-"""`cos-events worker …`"""
+"""The command `cos-events worker …`."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def command_line(pid: int) -> tuple[str, str]:
 
 def namespace() -> str:
     """The space in which this process's number means something; a container has its own."""
-    return "" if PROC is None else os.readlink(PROC / "self" / "ns" / "pid")
+    return "" if PROC is None else str((PROC / "self" / "ns" / "pid").readlink())
 
 
 def _ps(pid: int, *columns: str) -> str:

@@ -146,7 +146,7 @@ class Server(ABC):
     @abstractmethod
     def _answers(self, port: int) -> bool: ...
 
-    def _configuration(self, port: int) -> bytes:
+    def _configuration(self, port: int) -> bytes:  # noqa: ARG002 - for a server that reads it
         return b""
 
     def _noted_pid(self) -> int | None:
@@ -176,17 +176,19 @@ class Server(ABC):
 
     def _launch(self, port: int) -> None:
         try:
-            child = self._run(self._command(port), self._data, self._configuration(port))
-            ready = wait_until(
-                lambda: child.exit_code is not None or self._answers(port), START_SECONDS
-            )
-            if child.exit_code is not None:
-                raise start_failure(self.name, self.folder, self._log, port)
-            if not ready:
-                raise EmbeddedServerError(
-                    f"The embedded {self.name} does not answer after {START_SECONDS:.0f} seconds: "
-                    f"look for the reason in {self._log}."
-                )
+            self._await(self._run(self._command(port), self._data, self._configuration(port)), port)
         except BaseException:
             self.stop()
             raise
+
+    def _await(self, child: Child, port: int) -> None:
+        ready = wait_until(
+            lambda: child.exit_code is not None or self._answers(port), START_SECONDS
+        )
+        if child.exit_code is not None:
+            raise start_failure(self.name, self.folder, self._log, port)
+        if not ready:
+            raise EmbeddedServerError(
+                f"The embedded {self.name} does not answer after {START_SECONDS:.0f} seconds: "
+                f"look for the reason in {self._log}."
+            )

@@ -40,7 +40,7 @@ class EmbeddedValkey(Server):
             self._data.mkdir(mode=0o700)
             hand_over(self._data, self._account)
 
-    def _command(self, port: int) -> Sequence[str]:
+    def _command(self, port: int) -> Sequence[str]:  # noqa: ARG002 - it is in the configuration
         return [str(valkey_program()), "-", "--dir", str(self._data)]
 
     def _has_arguments(self, arguments: str) -> bool:

@@ -28,7 +28,7 @@ def settle(
     return set(_upsert(executor, subscription, event_ids, state="delivered", attempts=attempts))
 
 
-def note_failure(
+def note_failure(  # noqa: PLR0913 - the columns of the row
     executor: Executor,
     subscription: str,
     event_id: UUID,
@@ -73,7 +73,7 @@ def _upsert(
         set_={**{name: statement.excluded[name] for name in values}, "updated_at": func.now()},
         where=DeliveryRow.state == "retrying",
     ).returning(DeliveryRow.event_id, DeliveryRow.created_at)
-    return {event_id: created_at for event_id, created_at in executor.execute(written)}
+    return dict(executor.execute(written).tuples())
 
 
 def states(
@@ -91,12 +91,12 @@ def states(
         )
         .where(OutboxRow.event_id == func.any(list(event_ids)))
     )
-    return {event_id: state for event_id, state in rows}
+    return dict(rows.tuples())
 
 
 def dead(
     executor: Executor, subscription: str, limit: int, event_ids: Sequence[UUID] | None = None
-) -> Sequence[Row[Any]]:
+) -> Sequence[Row[UUID, int, str | None, datetime, str]]:
     """Dead deliveries with their envelopes, oldest first."""
     statement = (
         select(

@@ -1,6 +1,6 @@
 """Another team's Celery application on the same bus, with two subscriptions in trouble.
 
-celery -A cos_events.demo.app worker -Q mailer,archive
+celery -A cos_events.cli.demo.app worker -Q mailer,archive
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from celery import Celery
 
 from cos_events import Envelope, Rejected, install, subscriber
-from cos_events.demo.trouble import trouble
+from cos_events.cli.demo.trouble import trouble
 from cos_events.settings import get_settings
 
 app = install(

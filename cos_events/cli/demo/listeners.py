@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from uuid import UUID
 
 from kombu import Queue
 from redis import Redis
@@ -23,6 +24,10 @@ class Heard:
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
         self.copies = 0
+
+    def has(self, event_id: UUID) -> bool:
+        """Whether this event was heard."""
+        return str(event_id) in self.at
 
     def take(self, body: str | bytes) -> None:
         """Note one envelope."""
@@ -47,11 +52,7 @@ def listening() -> Iterator[tuple[Heard, Heard]]:
         queue = Queue("", fanout_exchange(module), exclusive=True, auto_delete=True)
 
         def on_message(message: Any) -> None:
-            on_exchange.take(
-                bytes(message.body, "utf-8")
-                if isinstance(message.body, str)
-                else bytes(message.body)
-            )
+            on_exchange.take(broker.body_of(message))
             message.ack()
 
         consumer = connection.Consumer(queue, channel=channel, on_message=on_message)
@@ -63,10 +64,8 @@ def listening() -> Iterator[tuple[Heard, Heard]]:
                 on_channel.take(message["data"])
 
         def hear_exchange() -> None:
-            try:
+            with suppress(TimeoutError):
                 connection.drain_events(timeout=0.1)
-            except TimeoutError:
-                pass
 
         threads = [
             threading.Thread(target=_until, args=(stop, hear), daemon=True)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from uuid import UUID
@@ -16,11 +17,11 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from cos_events import broker
+from cos_events.cli.demo.listeners import Heard, listening
+from cos_events.cli.demo.trouble import trouble
 from cos_events.cli.processes import check_alive, workers
 from cos_events.cli.verify import print_accounts, settled_accounts
 from cos_events.dead_letters import find, replay
-from cos_events.demo.listeners import Heard, listening
-from cos_events.demo.trouble import trouble
 from cos_events.errors import CosEventsError
 from cos_events.l1.lines import log_line, record_lines
 from cos_events.settings import mask
@@ -36,7 +37,7 @@ WORKERS = [
     ("cos-subscribers", ["subscriber", "activity", "graph_staging", "-c", "1"]),
     (
         "other-team",
-        ["subscriber", "mailer", "archive", "-A", "cos_events.demo.app", "-P", "threads"],
+        ["subscriber", "mailer", "archive", "-A", "cos_events.cli.demo.app", "-P", "threads"],
     ),
 ]
 
@@ -90,18 +91,17 @@ class Story:
         committed_at = time.time()
         self._committed = len(ids)
         self._say("commit", f"{len(ids)} events in one transaction, such as {ids[0]}")
+        first, self._flaky, self._rejected = ids
         for name, heard in (("channel", channel), ("exchange", exchange)):
-            first = str(ids[0])
-            self._until(lambda: first in heard.at, f"the {name} to carry the event")
-            self._say(name, f"heard after {1000 * (heard.at[first] - committed_at):.1f} ms")
+            self._until(partial(heard.has, first), f"the {name} to carry the event")
+            self._say(name, f"heard after {1000 * (heard.at[str(first)] - committed_at):.1f} ms")
         for name in SUBSCRIPTIONS:
-            self._until(lambda: self._state(name, ids[0])[0] == "delivered", f"{name} to have it")
-            after = 1000 * (self._state(name, ids[0])[2] - committed_at)
+            self._until_state(name, first, "delivered")
+            after = 1000 * (self._state(name, first)[2] - committed_at)
             self._say(name, f"delivered after {after:.1f} ms")
-        self._flaky, self._rejected = ids[1], ids[2]
 
     def _retry(self) -> None:
-        self._until(lambda: self._state("mailer", self._flaky)[0] == "delivered", "the retry")
+        self._until_state("mailer", self._flaky, "delivered")
         attempts = self._state("mailer", self._flaky)[1]
         self._say(
             "retry",
@@ -109,12 +109,12 @@ class Story:
         )
 
     def _dead_letter(self) -> None:
-        self._until(lambda: self._state("archive", self._rejected)[0] == "dead", "a dead letter")
+        self._until_state("archive", self._rejected, "dead")
         (letter,) = find("archive", 10)
         self._say("dead letter", f"archive: {letter.error}")
         trouble("archive_is_broken").unlink()
         replayed = replay("archive", 10)
-        self._until(lambda: self._state("archive", self._rejected)[0] == "delivered", "the replay")
+        self._until_state("archive", self._rejected, "delivered")
         self._say("replay", f"archive is mended; {len(replayed)} replayed and delivered")
 
     def _the_rest(self) -> None:
@@ -162,6 +162,12 @@ class Story:
                 ).where(DeliveryRow.subscription == subscription, DeliveryRow.event_id == event_id)
             ).one_or_none()
         return (row[0], row[1], float(row[2])) if row else (None, 0, 0.0)
+
+    def _until_state(self, subscription: str, event_id: UUID, state: str) -> None:
+        self._until(
+            lambda: self._state(subscription, event_id)[0] == state,
+            f"{subscription} to have event {event_id} {state}",
+        )
 
     def _delivered(self) -> int:
         with get_engine().connect() as connection:

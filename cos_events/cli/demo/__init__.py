@@ -1,4 +1,4 @@
-"""`cos-events demo`"""
+"""The command `cos-events demo`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def command(broker_url: str | None, source: Path | None, events: int) -> None:
     another application's; commits events; shows both wires, a retry, a dead letter and its replay;
     closes with the books. Leaves nothing behind. Exits with 0 if nothing is missing.
     """
-    from cos_events.demo.story import Story
-    from cos_events.demo.trouble import FOLDER
+    from cos_events.cli.demo.story import Story
+    from cos_events.cli.demo.trouble import FOLDER
 
     # A stop by the system must clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
