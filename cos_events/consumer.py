@@ -12,15 +12,20 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from celery import bootsteps
+from celery.exceptions import Reject, TimeLimitExceeded
 from celery.worker.consumer import Consumer, Tasks
+from celery.worker.request import Request
 from kombu.message import Message
 from kombu.utils.uuid import uuid
 
 from cos_events.broker import body_of
+from cos_events.delivery import fail
+from cos_events.errors import InvalidEnvelope
 from cos_events.publisher import Relay
 from cos_events.subscriber import Subscriber, subscribers_of
 from cos_events.task_message import EMBED, task_headers
@@ -62,6 +67,29 @@ class TaskMessage(Message):
         """Reject every part."""
         for part in self.parts:
             part.reject(requeue=requeue)
+
+
+class DeliveryRequest(Request):
+    """Celery's request, by its own extension point: a hard time limit is a failed attempt too.
+
+    The pool's child is killed then, so that only the worker itself can say so.
+    """
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Note the failure of each envelope before Celery acknowledges them."""
+        if not soft:
+            try:
+                self._fail(TimeLimitExceeded(timeout))
+            except Reject:
+                self.reject(requeue=True)
+        super().on_timeout(soft, timeout)
+
+    def _fail(self, error: TimeLimitExceeded) -> None:
+        task: Any = self.task
+        for raw in self.args[0]:
+            # What cannot be decoded was buried before the handler ran.
+            with suppress(InvalidEnvelope):
+                fail(task, task.subscriber, raw, self.request_dict["retries"], error)
 
 
 class Gathering:

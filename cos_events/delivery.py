@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from celery.exceptions import Ignore, Reject, Retry
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from cos_events import dead_letters
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LEDGER_AWAY_DELAY = 5.0
-"""Seconds until the next try when PostgreSQL is away; such a try is no attempt of the handler."""
+"""Seconds until the next try when a failure cannot be noted; that try counts as no attempt."""
 
 _loop = PerThread(asyncio.Runner)
 
@@ -80,32 +79,55 @@ def _deliver_one(
     except (Retry, Ignore):
         raise
     except Exception as error:
-        outcome = subscriber.retry_policy.decide(error, retries)
-        try:
-            first_failed_at = _note(subscriber.name, envelope, outcome, retries + 1, error)
-        except DBAPIError as away:
-            logger.warning("%s: PostgreSQL is away, the message waits: %s", task.name, away)
-            _send_again(task, raw, LEDGER_AWAY_DELAY, retries)
-            return
-        if first_failed_at is None:
-            return
-        if isinstance(outcome, Dead):
-            dead_letters.bury(
-                task.app,
-                subscriber.name,
-                raw,
-                reason=outcome.reason,
-                error=error,
-                attempts=retries + 1,
-                first_failed_at=first_failed_at,
-            )
-            return
-        _send_again(task, raw, outcome.seconds, retries + 1)
-        if alone:
-            when = datetime.now(UTC) + timedelta(seconds=outcome.seconds)
+        retry = fail(task, subscriber, raw, retries, error)
+        if retry and alone:
+            when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
             raise Retry(exc=error, when=when) from error
     else:
         _bury_strangers(task, {raw: envelope}, strangers)
+
+
+def fail(
+    task: Task[Any, Any], subscriber: Subscriber, raw: str, retries: int, error: Exception
+) -> RetryAfter | None:
+    """Note that an attempt at one envelope failed; send a copy for its retry, or bury it.
+
+    Args:
+        task: the subscription's Celery task.
+        subscriber: the subscription.
+        raw: the envelope, which can be decoded.
+        retries: how many retries there were before this attempt.
+        error: what went wrong.
+
+    Returns:
+        When the copy runs; None if there is none.
+
+    Raises:
+        Reject: the broker did not take the copy.
+    """
+    event_id = Envelope.decode(raw).base_log_id
+    outcome = subscriber.retry_policy.decide(error, retries)
+    try:
+        first_failed_at = _note(subscriber.name, event_id, outcome, retries + 1, error)
+    except Exception as away:  # noqa: BLE001 - without its note, the attempt did not happen
+        logger.warning("%s: a failure could not be noted, its event waits: %s", task.name, away)
+        _send_again(task, raw, LEDGER_AWAY_DELAY, retries)
+        return RetryAfter(LEDGER_AWAY_DELAY)
+    if first_failed_at is None:
+        return None
+    if isinstance(outcome, RetryAfter):
+        _send_again(task, raw, outcome.seconds, retries + 1)
+        return outcome
+    dead_letters.bury(
+        task.app,
+        subscriber.name,
+        raw,
+        reason=outcome.reason,
+        error=error,
+        attempts=retries + 1,
+        first_failed_at=first_failed_at,
+    )
+    return None
 
 
 def _attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> set[UUID]:
@@ -164,14 +186,14 @@ def _bury_strangers(
 
 
 def _note(
-    name: str, envelope: Envelope, outcome: RetryAfter | Dead, attempts: int, error: Exception
+    name: str, event_id: UUID, outcome: RetryAfter | Dead, attempts: int, error: Exception
 ) -> datetime | None:
     text = f"{type(error).__name__}: {error}"[: dead_letters.MAX_ERROR_LENGTH]
     with get_engine().begin() as connection:
         return deliveries.note_failure(
             connection,
             name,
-            envelope.base_log_id,
+            event_id,
             state="dead" if isinstance(outcome, Dead) else "retrying",
             attempts=attempts,
             error=f"{outcome.reason}: {text}" if isinstance(outcome, Dead) else text,

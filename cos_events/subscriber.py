@@ -164,6 +164,7 @@ def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> Non
         acks_late=True,
         reject_on_worker_lost=True,
         ignore_result=True,
+        Request="cos_events.consumer:DeliveryRequest",
         # The policy counts for each message; Celery's own limit must not be a second one.
         max_retries=None,
         **options,

@@ -73,7 +73,7 @@ def _upsert(
         set_={**{name: statement.excluded[name] for name in values}, "updated_at": func.now()},
         where=DeliveryRow.state == "retrying",
     ).returning(DeliveryRow.event_id, DeliveryRow.created_at)
-    return dict(executor.execute(written).tuples())
+    return {row.event_id: row.created_at for row in executor.execute(written)}
 
 
 def states(
@@ -91,7 +91,7 @@ def states(
         )
         .where(OutboxRow.event_id == func.any(list(event_ids)))
     )
-    return dict(rows.tuples())
+    return {row.event_id: row.state for row in rows}
 
 
 def dead(
