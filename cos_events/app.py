@@ -13,7 +13,7 @@ from cos_events.publisher import publish
 from cos_events.settings import get_settings
 from cos_events.store import subscriptions
 from cos_events.store.engine import explained, get_engine
-from cos_events.subscriber import subscribers_of
+from cos_events.subscribers import subscribers_of
 from cos_events.topology import is_rabbitmq, publish_queue, subscription_queue
 
 __all__ = ["install", "publish", "register_subscriptions"]

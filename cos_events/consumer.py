@@ -27,7 +27,7 @@ from cos_events.broker import body_of
 from cos_events.delivery import fail
 from cos_events.errors import InvalidEnvelope
 from cos_events.publisher import Relay
-from cos_events.subscriber import Subscriber, subscribers_of
+from cos_events.subscribers import Subscriber, subscribers_of
 from cos_events.task_message import EMBED, task_headers
 from cos_events.topology import PUBLISH_QUEUE
 

@@ -24,7 +24,7 @@ from cos_events.store.engine import get_engine
 if TYPE_CHECKING:
     from celery.app.task import Task
 
-    from cos_events.subscriber import Subscriber
+    from cos_events.subscribers import Subscriber
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,6 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 
-GRACE = 60.0
-"""Seconds after its publication from which an event without a delivery row counts as missing."""
-
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -36,7 +33,7 @@ class Account:
     missing: int
 
 
-def verify(connection: Connection, grace: float = GRACE) -> list[Account]:
+def verify(connection: Connection, grace: float) -> list[Account]:
     """The account of every subscription, by name.
 
     Args:

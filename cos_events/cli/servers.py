@@ -7,10 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cos_events import embedded
-from cos_events.settings import get_settings
-from cos_events.store import engine
-
 
 def home() -> Path:
     """The data folder of `cos-events up`: `COS_EVENTS_HOME`, or the user's usual place."""
@@ -23,6 +19,9 @@ def home() -> Path:
 
 def adopt_running() -> None:
     """Without a `DATABASE_URL`, use the servers of a running `cos-events up`."""
+    from cos_events import embedded
+    from cos_events.settings import get_settings
+
     if "database_url" not in get_settings().model_fields_set and (
         servers := embedded.running(home())
     ):
@@ -40,6 +39,9 @@ def available(folder: Path | None, broker_url: str | None) -> Iterator[str]:
     Yields:
         One sentence that says which they are.
     """
+    from cos_events import embedded
+    from cos_events.settings import get_settings
+
     if broker_url:
         _use(broker_url=broker_url)
     if "database_url" in get_settings().model_fields_set:
@@ -51,6 +53,9 @@ def available(folder: Path | None, broker_url: str | None) -> Iterator[str]:
 
 
 def _use(**urls: str) -> None:
+    from cos_events.settings import get_settings
+    from cos_events.store import engine
+
     os.environ.update({name.upper(): url for name, url in urls.items()})
     get_settings.cache_clear()
     engine.reset()

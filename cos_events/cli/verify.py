@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from cos_events.cli.output import json_option, print_json, print_table
 from cos_events.cli.servers import adopt_running
-from cos_events.ledger import GRACE, Account
+
+if TYPE_CHECKING:
+    from cos_events.ledger import Account
 
 
 @click.command("verify")
 @click.option(
     "--grace",
-    default=GRACE,
+    default=60.0,
     show_default=True,
     type=click.FloatRange(min=0),
     help="Seconds after publication from which an event without a delivery counts as missing.",
@@ -51,7 +54,7 @@ def command(grace: float, wait: float, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def settled_accounts(grace: float = GRACE, wait: float = 0.0) -> list[Account]:
+def settled_accounts(grace: float, wait: float) -> list[Account]:
     """The accounts, once nothing moves any more or `wait` seconds are over."""
     from cos_events.ledger import verify
     from cos_events.store.engine import explained, get_engine
@@ -68,8 +71,9 @@ def settled_accounts(grace: float = GRACE, wait: float = 0.0) -> list[Account]:
 
 def print_accounts(accounts: Sequence[Account]) -> None:
     """Print the accounts as a table."""
-    names = [each.name for each in fields(Account)]
-    columns = [name.replace("_", " ") for name in names]
-    print_table(columns, [list(asdict(each).values()) for each in accounts])
-    missing = sum(each.missing for each in accounts)
-    click.echo(f"missing {missing:,}" if accounts else "no subscriptions yet: start a worker")
+    if not accounts:
+        click.echo("no subscriptions yet: start a worker")
+        return
+    rows = [asdict(each) for each in accounts]
+    print_table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
+    click.echo(f"missing {sum(each.missing for each in accounts):,}")

@@ -84,7 +84,7 @@ def _check(app: str, names: Sequence[str]) -> None:
     from celery.app.utils import find_app
 
     from cos_events.errors import SubscriptionError
-    from cos_events.subscriber import subscribers_of
+    from cos_events.subscribers import subscribers_of
 
     try:
         found = find_app(app)

@@ -147,7 +147,7 @@ class Story:
         self._say("exchange", f"{exchange.copies:,} envelopes, {len(exchange.at):,} different")
         self._say("activity", f"counted {counted:,} events in its table")
         self._console.print()
-        accounts = settled_accounts()
+        accounts = settled_accounts(grace=0.0, wait=TIMEOUT)
         print_accounts(accounts)
         right = all(each.delivered == each.committed == self._committed for each in accounts)
         return 0 if right and counted == self._committed else 1
