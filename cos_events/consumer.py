@@ -26,7 +26,8 @@ from kombu.utils.uuid import uuid
 from cos_events.broker import body_of
 from cos_events.delivery import fail
 from cos_events.errors import InvalidEnvelope
-from cos_events.publisher import Relay
+from cos_events.redis_guard import guard
+from cos_events.relay import Relay
 from cos_events.subscribers import Subscriber, subscribers_of
 from cos_events.task_message import EMBED, task_headers
 from cos_events.topology import PUBLISH_QUEUE
@@ -151,6 +152,11 @@ class DeliveryStep(bootsteps.StartStopStep):
             consumer.initial_prefetch_count,
             2 * sum(s.batch_size for s in self._subscribers.values() if s.batch_size > 1),
         )
+
+    def start(self, consumer: Any) -> None:
+        """A new connection: its channel gets the guard that its transport needs."""
+        if consumer.connection.transport.driver_type == "redis":
+            guard(consumer.task_consumer.channel)
 
     def stop(self, _consumer: Consumer) -> None:
         """The connection is going away, and the gathered messages with it."""

@@ -14,10 +14,12 @@ from celery.exceptions import Reject
 from sqlalchemy import Connection
 
 from cos_events import broker
+from cos_events.broadcast import send_to_queue
 from cos_events.envelope import Envelope, format_timestamp
 from cos_events.errors import BroadcastError, InvalidEnvelope, SubscriptionError
 from cos_events.store import deliveries, subscriptions
 from cos_events.store.engine import explained, get_engine
+from cos_events.subscription import Subscription
 from cos_events.topology import dead_letter_queue, is_rabbitmq
 
 logger = logging.getLogger(__name__)
@@ -118,7 +120,7 @@ def find(subscription: str, limit: int) -> list[DeadLetter]:
         SubscriptionError: there is no such subscription.
     """
     with explained(), get_engine().connect() as connection:
-        _check_known(connection, subscription)
+        _known(connection, subscription)
         return [
             DeadLetter(
                 subscription,
@@ -148,12 +150,12 @@ def replay(subscription: str, limit: int, event_ids: Sequence[UUID] | None = Non
         BroadcastError: the broker did not take them; they are dead letters as before.
     """
     with explained(), get_engine().begin() as connection:
-        _check_known(connection, subscription)
+        known = _known(connection, subscription)
         letters = deliveries.dead(connection, subscription, limit, event_ids)
         revived = deliveries.revive(connection, subscription, [row.event_id for row in letters])
     # Committed first: a subscriber that still saw `dead` would drop the copy as a duplicate.
     try:
-        _resend(subscription, [row.envelope for row in letters if row.event_id in revived])
+        send_to_queue(known, [(row.envelope, 0) for row in letters if row.event_id in revived])
     except BroadcastError:
         with get_engine().begin() as connection:
             deliveries.lay_back(connection, subscription, revived)
@@ -162,29 +164,13 @@ def replay(subscription: str, limit: int, event_ids: Sequence[UUID] | None = Non
     return [row.event_id for row in letters if row.event_id in revived]
 
 
-def _check_known(connection: Connection, subscription: str) -> None:
-    known = [each.name for each in subscriptions.load(connection)]
-    if subscription not in known:
+def _known(connection: Connection, name: str) -> Subscription:
+    known = {each.name: each for each in subscriptions.load(connection)}
+    if name not in known:
         raise SubscriptionError(
-            f"there is no subscription {subscription!r}; there are: {', '.join(known) or 'none'}"
+            f"there is no subscription {name!r}; there are: {', '.join(known) or 'none'}"
         )
-
-
-def _resend(subscription: str, envelopes: Sequence[str]) -> None:
-    try:
-        with broker.connect() as connection:
-            producer = connection.Producer(auto_declare=False)
-            for envelope in envelopes:
-                producer.publish(
-                    envelope,
-                    exchange="",
-                    routing_key=subscription,
-                    content_type="application/json",
-                    content_encoding="utf-8",
-                    retry=False,
-                )
-    except Exception as error:
-        raise BroadcastError(f"the broker did not take the replay: {error}") from error
+    return known[name]
 
 
 def _discard(subscription: str, event_ids: set[UUID]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text
-from sqlalchemy.orm import InstrumentedAttribute
 
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.redelivery import wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,7 @@ def verify(connection: Connection, grace: float) -> list[Account]:
         )
         .outerjoin(
             OutboxRow,
-            and_(
-                OutboxRow.id > SubscriptionRow.starts_after,
-                _matches(SubscriptionRow.modules, OutboxRow.source_module),
-                _matches(SubscriptionRow.event_types, OutboxRow.event_type),
-            ),
+            and_(OutboxRow.id > SubscriptionRow.starts_after, wanted()),
         )
         .outerjoin(
             DeliveryRow,
@@ -106,9 +102,3 @@ def unfinished(connection: Connection) -> dict[str, dict[str, int]]:
     for subscription, state, count in rows:
         found.setdefault(subscription, {})[state] = count
     return found
-
-
-def _matches(
-    wanted: InstrumentedAttribute[list[str] | None], value: InstrumentedAttribute[str]
-) -> ColumnElement[bool]:
-    return or_(wanted.is_(None), value == func.any(wanted))

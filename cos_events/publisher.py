@@ -1,9 +1,8 @@
-"""The publish task: claim, broadcast, mark; and the relay that finds what no task was sent for."""
+"""The publish task: claim, broadcast, mark."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Sequence
 
@@ -15,11 +14,10 @@ from cos_events.broadcast import Broadcaster, make_broadcaster
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess, PerThread
-from cos_events.settings import get_settings
 from cos_events.store import outbox, subscriptions
 from cos_events.store.engine import get_engine
 from cos_events.subscription import Subscription
-from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
+from cos_events.topology import PUBLISH_TASK
 
 logger = logging.getLogger(__name__)
 
@@ -82,42 +80,10 @@ def publish_once(ids: Sequence[int] | None = None) -> int:
         return 0
 
 
-@shared_task(name=PUBLISH_TASK, queue=PUBLISH_QUEUE, ignore_result=True)
+@shared_task(name=PUBLISH_TASK, ignore_result=True)
 def publish(ids: list[int]) -> int:
     """Publish these outbox rows, unless another publisher has; returns how many went out.
 
     Never fails and is never retried: what does not go out now waits for the relay.
     """
     return publish_once(ids)
-
-
-class Relay:
-    """A thread in each publisher that publishes rows whose wake-up was lost, oldest first.
-
-    Any number may run at once: they skip each other's rows.
-
-    Parameters:
-        interval: seconds between two sweeps.
-    """
-
-    def __init__(self, interval: float | None = None) -> None:
-        self._interval = interval or get_settings().relay_interval
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cos-events-relay", daemon=True)
-
-    def start(self) -> None:
-        """Begin to sweep."""
-        self._thread.start()
-
-    def stop(self, timeout: float = 5.0) -> None:
-        """End after the sweep in hand, waiting at most `timeout` seconds for it."""
-        self._stopping.set()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while not self._stopping.wait(self._interval):
-            try:
-                while publish_once() == BATCH_SIZE and not self._stopping.is_set():
-                    pass
-            except Exception:  # a relay that died would leave rows waiting for good
-                logger.exception("the relay's sweep failed; it goes on")

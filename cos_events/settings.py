@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     """The largest envelope that is recorded, in bytes of its JSON."""
     relay_interval: Seconds = Field(default=1.0, alias="COS_EVENTS_RELAY_INTERVAL")
     """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
+    redeliver_after: Seconds = Field(default=60.0, alias="COS_EVENTS_REDELIVER_AFTER")
+    """Seconds after which a published event that no subscriber has had is sent to it again."""
     wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
     """Seconds after which a frozen Redis or RabbitMQ counts as down."""
     redis_max_connections: int = Field(default=20, ge=1, le=10_000)

@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import UserDefinedType
 
 SCHEMA = "cos_events"
 
@@ -46,14 +47,30 @@ class Base(DeclarativeBase):
     }
 
 
+class Xid8(UserDefinedType[str]):
+    """PostgreSQL's 64-bit transaction id."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        """As in CREATE TABLE."""
+        return "xid8"
+
+
 class OutboxRow(Base):
     """One recorded event: the promise that it goes out once its transaction committed."""
 
+    # Defaults are evaluated in the order of the columns: the transaction has its number before the
+    # row has its id. The relay's watermark relies on it.
     __tablename__ = "outbox"
     __table_args__ = (
         Index("ix_outbox_unpublished", "id", postgresql_where=text("published_at IS NULL")),
     )
 
+    transaction_id: Mapped[str] = mapped_column(
+        Xid8, server_default=func.pg_current_xact_id(), deferred=True
+    )
+    """PostgreSQL's number of the transaction that recorded it."""
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     """Order of recording; a transaction may commit after one with higher ids."""
     event_id: Mapped[UUID] = mapped_column(unique=True)
@@ -79,6 +96,8 @@ class SubscriptionRow(Base):
     """Event types; null means all."""
     starts_after: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """It is owed the events whose outbox id is higher."""
+    settled_through: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The relay's watermark: each event that it is owed up to this id has a delivery row."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 

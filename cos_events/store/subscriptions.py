@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Text, case, cast, func, select, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from cos_events.store.models import OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
@@ -14,6 +14,7 @@ from cos_events.subscription import Subscription
 def register(connection: Connection, subscriptions: Iterable[Subscription]) -> None:
     """Make these subscriptions known; a new one is owed what is recorded from now on."""
     now = select(func.coalesce(func.max(OutboxRow.id), 0)).scalar_subquery()
+    filters = tuple_(SubscriptionRow.modules, SubscriptionRow.event_types)
     for subscription in subscriptions:
         row = {
             "name": subscription.name,
@@ -22,8 +23,26 @@ def register(connection: Connection, subscriptions: Iterable[Subscription]) -> N
         }
         connection.execute(
             insert(SubscriptionRow)
-            .values(starts_after=now, **row)
-            .on_conflict_do_update(index_elements=["name"], set_=row)
+            .values(starts_after=now, settled_through=now, **row)
+            .on_conflict_do_update(
+                index_elements=["name"],
+                set_={
+                    **row,
+                    # With other filters, events that were passed over may be owed now.
+                    "settled_through": case(
+                        (
+                            filters.is_distinct_from(
+                                tuple_(
+                                    cast(row["modules"], ARRAY(Text)),
+                                    cast(row["event_types"], ARRAY(Text)),
+                                )
+                            ),
+                            SubscriptionRow.starts_after,
+                        ),
+                        else_=SubscriptionRow.settled_through,
+                    ),
+                },
+            )
         )
 
 

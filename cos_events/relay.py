@@ -1,0 +1,120 @@
+"""Finds what every other part of the bus may have lost, and sends it again.
+
+Two sweeps, in a thread of each publisher, any number of which may run at once. The first publishes
+outbox rows that no wake-up came for. The second sends to a subscription's own queue what was
+published long ago but has no delivery row (its worker was killed, its queue or the broker's whole
+memory was lost), and retries whose time is long over. It sends nothing while messages still wait in
+that queue: then the workers are behind, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from datetime import timedelta
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from cos_events import broker
+from cos_events.broadcast import send_to_queue
+from cos_events.errors import BroadcastError
+from cos_events.publisher import BATCH_SIZE, publish_once
+from cos_events.settings import get_settings
+from cos_events.store import redelivery, subscriptions
+from cos_events.store.engine import get_engine
+from cos_events.store.redelivery import Snapshot
+from cos_events.subscription import Subscription
+
+logger = logging.getLogger(__name__)
+
+
+class Redelivery:
+    """The second sweep. Its cost does not grow with the history: a watermark moves behind it.
+
+    Parameters:
+        engine: on the bus's database.
+        after: seconds from publication, or from a retry's time, until an event counts as lost;
+            longer than handlers run, or those that take no session may run twice.
+    """
+
+    def __init__(self, engine: Engine, after: float) -> None:
+        self._engine = engine
+        self._after = timedelta(seconds=after)
+        self._seen: Snapshot | None = None
+        self._horizon = 0
+
+    def sweep(self) -> int:
+        """Send again what is lost, oldest first, a batch for each subscription; returns how many.
+
+        Raises:
+            BroadcastError: the broker did not take it; it is due again later.
+        """
+        with self._engine.begin() as connection:
+            self._look_ahead(redelivery.snapshot(connection))
+            known = subscriptions.load(connection)
+        return sum(self._sweep_one(subscription) for subscription in known)
+
+    def _look_ahead(self, now: Snapshot) -> None:
+        if self._seen and now.oldest_running >= self._seen.next_transaction:
+            self._horizon = self._seen.last_id
+            self._seen = None
+        self._seen = self._seen or now
+
+    def _sweep_one(self, subscription: Subscription) -> int:
+        name = subscription.name
+        with self._engine.begin() as connection:
+            if not redelivery.lock(connection, name):
+                return 0
+            missing = redelivery.without_delivery(connection, name, self._after, BATCH_SIZE)
+            settled = missing[0].id - 1 if missing else self._horizon
+            redelivery.advance(connection, name, min(settled, self._horizon))
+            lost = [outbox_id for outbox_id, overdue in missing if overdue]
+            late = redelivery.has_late_retries(connection, name, self._after)
+            if not (lost or late):
+                return 0
+            depths = broker.queue_depths([name])
+            if depths is None or depths.get(name):
+                return 0
+            again = [
+                *redelivery.note_sent_again(connection, name, lost, self._after),
+                *redelivery.take_late_retries(connection, name, self._after, BATCH_SIZE),
+            ]
+        # Noted first: a relay that dies in between leaves a delay, not a flood of copies.
+        send_to_queue(subscription, [(envelope, attempts) for envelope, attempts in again])
+        logger.warning("%s: %d events had got lost and are sent again", name, len(again))
+        return len(again)
+
+
+class Relay:
+    """Runs both sweeps in a thread, until it is stopped.
+
+    Parameters:
+        interval: seconds between two sweeps.
+    """
+
+    def __init__(self, interval: float | None = None) -> None:
+        self._interval = interval or get_settings().relay_interval
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cos-events-relay", daemon=True)
+
+    def start(self) -> None:
+        """Begin to sweep."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End after the sweep in hand, waiting at most `timeout` seconds for it."""
+        self._stopping.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        redeliver = Redelivery(get_engine(), get_settings().redeliver_after)
+        while not self._stopping.wait(self._interval):
+            try:
+                while publish_once() == BATCH_SIZE and not self._stopping.is_set():
+                    pass
+                redeliver.sweep()
+            except (BroadcastError, SQLAlchemyError) as error:
+                logger.debug("the relay waits: %s", error)
+            except Exception:  # a relay that died would leave rows waiting for good
+                logger.exception("the relay's sweep failed; it goes on")

@@ -1,0 +1,172 @@
+"""Statements of the relay: what was published long ago and has not been had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import InstrumentedAttribute
+
+from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Which outbox ids had been given out at one moment, and which transactions had begun.
+
+    Once every transaction below `next_transaction` has ended, no row with an id up to `last_id` can
+    appear any more: a transaction has its number before its row has an id (see `OutboxRow`).
+    """
+
+    last_id: int
+    next_transaction: int
+    oldest_running: int
+
+
+def snapshot(connection: Connection) -> Snapshot:
+    """The snapshot of now."""
+    # Two statements: the id must be read before the transactions are.
+    last_id = connection.scalar(
+        text("SELECT pg_sequence_last_value('cos_events.outbox_id_seq'::regclass)")
+    )
+    following, oldest = connection.execute(
+        text(
+            "SELECT pg_snapshot_xmax(now)::text::bigint, pg_snapshot_xmin(now)::text::bigint "
+            "FROM pg_current_snapshot() AS now"
+        )
+    ).one()
+    return Snapshot(last_id or 0, following, oldest)
+
+
+def lock(connection: Connection, subscription: str) -> bool:
+    """Have this subscription to oneself until the transaction ends; False if another relay has."""
+    return bool(
+        connection.scalar(
+            select(
+                func.pg_try_advisory_xact_lock(
+                    func.hashtext("cos_events.relay"), func.hashtext(subscription)
+                )
+            )
+        )
+    )
+
+
+def without_delivery(
+    connection: Connection, subscription: str, overdue: timedelta, limit: int
+) -> Sequence[Row[int, bool]]:
+    """The oldest events above the watermark that have no delivery row: id, and whether overdue."""
+    return connection.execute(
+        select(
+            OutboxRow.id,
+            func.coalesce(OutboxRow.published_at < func.now() - overdue, literal_column("false")),
+        )
+        .join(SubscriptionRow, SubscriptionRow.name == subscription)
+        .where(
+            OutboxRow.id > SubscriptionRow.settled_through,
+            wanted(),
+            ~exists().where(
+                DeliveryRow.subscription == subscription,
+                DeliveryRow.event_id == OutboxRow.event_id,
+            ),
+        )
+        .order_by(OutboxRow.id)
+        .limit(limit)
+    ).all()
+
+
+def advance(connection: Connection, subscription: str, watermark: int) -> None:
+    """Note that each event up to `watermark` has a delivery row."""
+    connection.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.name == subscription, SubscriptionRow.settled_through < watermark)
+        .values(settled_through=watermark)
+    )
+
+
+def note_sent_again(
+    connection: Connection, subscription: str, outbox_ids: Sequence[int], again: timedelta
+) -> Sequence[Row[str, int]]:
+    """Give these events a delivery row, due again after `again`; their envelopes and attempts."""
+    statement = insert(DeliveryRow).from_select(
+        ["subscription", "event_id", "state", "attempts", "next_attempt_at"],
+        select(
+            literal(subscription),
+            OutboxRow.event_id,
+            literal("retrying"),
+            literal(0),
+            func.now() + again,
+        ).where(OutboxRow.id == func.any(list(outbox_ids))),
+    )
+    written = connection.scalars(
+        statement.on_conflict_do_nothing().returning(DeliveryRow.event_id)
+    ).all()
+    return connection.execute(
+        select(OutboxRow.envelope, literal(0))
+        .where(OutboxRow.event_id == func.any(list(written)))
+        .order_by(OutboxRow.id)
+    ).all()
+
+
+def has_late_retries(connection: Connection, subscription: str, late: timedelta) -> bool:
+    """Whether there are retries whose time is long over."""
+    return bool(connection.scalar(select(exists().where(*_late(subscription, late)))))
+
+
+def take_late_retries(
+    connection: Connection, subscription: str, late: timedelta, limit: int
+) -> Sequence[Row[str, int]]:
+    """Retries whose time is long over, due again after `late`; their envelopes and attempts."""
+    due = (
+        select(DeliveryRow.event_id)
+        .where(*_late(subscription, late))
+        .order_by(DeliveryRow.next_attempt_at)
+        .limit(limit)
+    )
+    return connection.execute(
+        update(DeliveryRow)
+        .where(
+            DeliveryRow.subscription == subscription,
+            DeliveryRow.event_id.in_(due),
+            OutboxRow.event_id == DeliveryRow.event_id,
+        )
+        .values(next_attempt_at=func.now() + late)
+        .returning(OutboxRow.envelope, DeliveryRow.attempts)
+    ).all()
+
+
+def _late(subscription: str, late: timedelta) -> tuple[ColumnElement[bool], ...]:
+    return (
+        DeliveryRow.subscription == subscription,
+        DeliveryRow.state == "retrying",
+        DeliveryRow.next_attempt_at < func.now() - late,
+    )
+
+
+def wanted() -> ColumnElement[bool]:
+    """The condition that joins a subscription to the events that its filters let through."""
+    return and_(
+        _matches(SubscriptionRow.modules, OutboxRow.source_module),
+        _matches(SubscriptionRow.event_types, OutboxRow.event_type),
+    )
+
+
+def _matches(
+    names: InstrumentedAttribute[list[str] | None], value: InstrumentedAttribute[str]
+) -> ColumnElement[bool]:
+    return or_(names.is_(None), value == func.any(names))

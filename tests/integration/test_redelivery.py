@@ -1,0 +1,264 @@
+"""What the relay sends again, and what it leaves alone, on real servers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from kombu import Queue
+from sqlalchemy import Engine, select, text, update
+from sqlalchemy.orm import Session
+
+from cos_events import broker, record_event
+from cos_events.envelope import Envelope
+from cos_events.ledger import verify
+from cos_events.relay import Redelivery
+from cos_events.store import deliveries, subscriptions
+from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.subscription import Subscription
+
+pytestmark = pytest.mark.usefixtures("_nobody_is_woken")
+
+
+@pytest.fixture
+def _nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+
+
+@pytest.fixture
+def subscription(
+    broker_url: str, database: Engine, clean_queues: list[str], unique: Callable[[str], str]
+) -> Subscription:
+    """A subscription that nobody consumes, known to the database."""
+    made = Subscription(unique("sub"), event_types=frozenset({"event_log"}))
+    clean_queues.append(made.name)
+    register(database, made)
+    return made
+
+
+@pytest.fixture
+def relay(database: Engine, subscription: Subscription) -> Iterator[Redelivery]:
+    """A relay for which a minute is long."""
+    return Redelivery(database, after=60.0)
+
+
+def register(engine: Engine, subscription: Subscription) -> None:
+    with engine.begin() as connection:
+        subscriptions.register(connection, [subscription])
+
+
+def record(engine: Engine, count: int = 1, event_type: str = "event_log") -> list[UUID]:
+    with Session(engine) as session, session.begin():
+        return [record_event(session, event_type, {"n": n}) for n in range(count)]
+
+
+def published(engine: Engine, event_ids: list[UUID], ago: float) -> None:
+    """Let these have been published so many seconds ago, by a publisher whose copies were lost."""
+    with engine.begin() as connection:
+        connection.execute(
+            update(OutboxRow)
+            .where(OutboxRow.event_id.in_(event_ids))
+            .values(published_at=datetime.now(UTC) - timedelta(seconds=ago))
+        )
+
+
+def taken_from(name: str) -> list[tuple[UUID, int]]:
+    """The events on a queue with the attempts that their messages tell, and empty it."""
+    taken = []
+    with broker.connect() as connection, connection.channel() as channel:
+        queue = Queue(name)(channel)
+        while message := queue.get(no_ack=True):
+            retries = message.headers.get("retries", 0)
+            body = message.decode()
+            raw = body[0][0][0] if retries else broker.body_of(message)
+            taken.append((Envelope.decode(raw).base_log_id, retries))
+    return taken
+
+
+def watermark(engine: Engine, name: str) -> int:
+    with engine.connect() as connection:
+        query = select(SubscriptionRow.settled_through).where(SubscriptionRow.name == name)
+        return connection.scalar(query) or 0
+
+
+def test_a_published_event_without_delivery_goes_to_its_queue_again(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost = record(database, 3)
+    published(database, lost, ago=61)
+    assert relay.sweep() == 3
+    assert taken_from(subscription.name) == [(event_id, 0) for event_id in lost]
+
+
+def test_what_was_published_a_moment_ago_or_not_at_all_is_left_alone(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    published(database, record(database), ago=30)
+    record(database)
+    assert relay.sweep() == 0
+
+
+def test_events_that_the_filters_do_not_let_through_are_left_alone(
+    database: Engine, relay: Redelivery
+) -> None:
+    published(database, record(database, event_type="prompt_trace"), ago=3600)
+    assert relay.sweep() == 0
+
+
+def test_delivered_and_dead_events_are_left_alone(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    had, dead = record(database, 2)
+    published(database, [had, dead], ago=3600)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, [had], 1)
+        deliveries.note_failure(
+            connection,
+            subscription.name,
+            dead,
+            state="dead",
+            attempts=3,
+            error="gone",
+            next_attempt_at=None,
+        )
+    assert relay.sweep() == 0
+
+
+def test_nothing_is_sent_while_messages_wait_in_the_queue(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    first = record(database)
+    published(database, first, ago=61)
+    assert relay.sweep() == 1
+    second = record(database)
+    published(database, second, ago=61)
+    assert relay.sweep() == 0
+    assert taken_from(subscription.name) == [(first[0], 0)]
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(second[0], 0)]
+
+
+def test_an_event_is_sent_again_only_after_another_while(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost = record(database)
+    published(database, lost, ago=61)
+    assert [relay.sweep(), len(taken_from(subscription.name)), relay.sweep()] == [1, 1, 0]
+    with database.begin() as connection:
+        connection.execute(update(DeliveryRow).values(next_attempt_at=datetime.min.replace(2000)))
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(lost[0], 0)]
+
+
+def test_an_overdue_retry_keeps_its_attempts(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    (failed,) = record(database)
+    published(database, [failed], ago=3600)
+    with database.begin() as connection:
+        deliveries.note_failure(
+            connection,
+            subscription.name,
+            failed,
+            state="retrying",
+            attempts=4,
+            error="again",
+            next_attempt_at=datetime.now(UTC) - timedelta(seconds=61),
+        )
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(failed, 4)]
+
+
+def test_two_relays_do_not_send_the_same_event_twice(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    published(database, record(database, 5), ago=61)
+    other = Redelivery(database, after=60.0)
+    assert relay.sweep() + other.sweep() == 5
+    assert len(taken_from(subscription.name)) == 5
+
+
+def test_nothing_is_noted_or_sent_while_the_broker_is_away(
+    database: Engine, subscription: Subscription, environment: Callable[..., None]
+) -> None:
+    lost = record(database)
+    published(database, lost, ago=61)
+    before = os.environ["BROKER_URL"]
+    environment(BROKER_URL="redis://127.0.0.1:1/0")
+    relay = Redelivery(database, after=60.0)
+    assert [relay.sweep(), relay.sweep()] == [0, 0]
+    environment(BROKER_URL=before)
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(lost[0], 0)]
+
+
+def test_the_watermark_follows_the_deliveries_and_stops_at_the_first_gap(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    had = record(database, 10)
+    gap = record(database)
+    published(database, [*had, *gap], ago=1)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, had, 1)
+    relay.sweep()
+    relay.sweep()
+    assert watermark(database, subscription.name) == 10
+
+
+def test_the_watermark_waits_for_a_transaction_that_commits_late_with_a_low_number(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    with Session(database) as late:
+        late_event = record_event(late, "event_log", {"n": "late"})
+        late.flush()
+        had = record(database, 5)
+        published(database, had, ago=1)
+        with database.begin() as connection:
+            deliveries.settle(connection, subscription.name, had, 1)
+        for _ in range(3):
+            relay.sweep()
+        assert watermark(database, subscription.name) == 0
+        late.commit()
+    published(database, [late_event], ago=61)
+    for _ in range(3):
+        relay.sweep()
+    assert taken_from(subscription.name) == [(late_event, 0)]
+
+
+def test_a_transaction_has_its_number_before_its_row_has_an_id(database: Engine) -> None:
+    with database.connect() as connection:
+        columns = connection.scalars(
+            text(
+                "SELECT attname FROM pg_attribute WHERE attnum > 0 "
+                "AND attrelid = 'cos_events.outbox'::regclass ORDER BY attnum"
+            )
+        ).all()
+    assert columns[:2] == ["transaction_id", "id"]
+
+
+def test_wider_filters_are_owed_what_was_passed_over(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    passed_over = record(database, event_type="prompt_trace")
+    published(database, passed_over, ago=61)
+    for _ in range(3):
+        relay.sweep()
+    assert watermark(database, subscription.name) == 1
+    register(database, Subscription(subscription.name))
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(passed_over[0], 0)]
+
+
+def test_what_the_relay_sends_again_is_no_longer_missing(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    published(database, record(database), ago=61)
+    with database.connect() as connection:
+        assert [each.missing for each in verify(connection, grace=60)] == [1]
+    relay.sweep()
+    with database.connect() as connection:
+        (account,) = verify(connection, grace=60)
+    assert (account.missing, account.in_flight) == (0, 1)
