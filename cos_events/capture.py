@@ -70,4 +70,5 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 def _inside_another_transaction(session: Session) -> bool:
     # A session joined to its connection's own transaction has committed nothing yet. When that
     # does, nobody tells the session: the relay finds the rows.
-    return isinstance(session.bind, Connection) and session.bind.in_transaction()
+    bind = session.get_bind(OutboxRow)
+    return isinstance(bind, Connection) and bind.in_transaction()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -39,10 +40,18 @@ def _parse_timestamp(value: object) -> object:
     return value
 
 
+def _to_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be within the years 1 to 9999 in UTC") from None
+
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Timestamp = Annotated[
     AwareDatetime,
     BeforeValidator(_parse_timestamp),
+    AfterValidator(_to_utc),
     PlainSerializer(format_timestamp, return_type=str),
 ]
 
@@ -84,7 +93,8 @@ class Envelope(BaseModel):
             InvalidEnvelope: the text is not JSON, or not this object; names the field.
         """
         try:
-            return cls.model_validate_json(raw)
+            # Pydantic lets NaN and 1e999 through when it reads JSON, but not in Python's values.
+            return cls.model_validate(dict(cls.model_validate_json(raw)))
         except ValidationError as error:
             raise InvalidEnvelope(f"not an envelope: {describe(error)}") from error
 
@@ -97,7 +107,7 @@ def describe(error: ValidationError) -> str:
 
 def _path(location: tuple[Any, ...]) -> str:
     # Below a JSON value pydantic names, after each key, the kind that it tried there.
-    keys = [str(key) for key in location[:1] + location[1::2]]
+    keys = [str(key)[:64] for key in location[:1] + location[1::2]]
     if len(keys) > 6:
         keys[6:] = ["…"]
     return f"{'.'.join(keys)}: " if keys else ""

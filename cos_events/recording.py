@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
@@ -17,6 +18,8 @@ from cos_events.envelope import Envelope, describe
 from cos_events.errors import InvalidEnvelope, InvalidPayload
 from cos_events.settings import get_settings
 from cos_events.store.models import OutboxRow
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
@@ -54,24 +57,25 @@ def encode(envelope: Envelope) -> str:
     Raises:
         InvalidPayload: too large, or holds what JSON or PostgreSQL cannot; names the field.
     """
+    for path, value in _strings(envelope):
+        if "\0" in value:
+            raise InvalidPayload(
+                f"cannot record this event: {path} holds a NUL character, "
+                "which PostgreSQL cannot store; remove it"
+            )
+        if not value.isascii() and _LONE_SURROGATE.search(value):
+            raise InvalidPayload(f"cannot record this event: {path} is not valid Unicode text")
     try:
         raw = envelope.encode()
         Envelope.decode(raw)
     except (ValueError, InvalidEnvelope) as error:
-        raise InvalidPayload(
-            f"cannot record this event: {_first_unencodable(envelope.data)}: {error}"
-        ) from error
-    if "\\u0000" in raw and (field := _first_with_nul(envelope)):
-        raise InvalidPayload(
-            f"cannot record this event: {field} holds a NUL character, "
-            "which PostgreSQL cannot store; remove it"
-        )
+        field = _first_unencodable(envelope)
+        raise InvalidPayload(f"cannot record this event: {field}: {error}") from error
     size, limit = len(raw.encode()), get_settings().max_payload_bytes
     if size > limit:
-        field = max(envelope.data, key=lambda key: len(_dump(envelope.data[key])))
         raise InvalidPayload(
             f"cannot record this event: it is {size:,} bytes, more than {limit:,}; its largest "
-            f"field is data.{field}: shorten it, or raise COS_EVENTS_MAX_PAYLOAD_BYTES"
+            f"field is {_largest(envelope)}: shorten it, or raise COS_EVENTS_MAX_PAYLOAD_BYTES"
         )
     return raw
 
@@ -135,32 +139,39 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
     return record(session, envelope, encode(envelope))
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _strings(envelope: Envelope) -> Iterator[tuple[str, str]]:
+    """Every text in the envelope, keys too, with the path to it; depth first, without recursion."""
+    waiting: list[tuple[str, JsonValue]] = [
+        ("request_id", envelope.request_id),
+        ("trace_id", envelope.trace_id),
+        ("data", envelope.data),
+    ]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, str):
+            yield path, value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                below = f"{path}.{key}".replace("\0", "\\0")
+                yield below, key
+                waiting.append((below, item))
+        elif isinstance(value, list):
+            waiting += [(f"{path}.{index}", item) for index, item in enumerate(value)]
 
 
-def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield f"{path}.{key}", key
-            yield from _strings(item, f"{path}.{key}")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _strings(item, f"{path}.{index}")
-
-
-def _first_with_nul(envelope: Envelope) -> str | None:
-    fields = {"request_id": envelope.request_id, "trace_id": envelope.trace_id}
-    texts = [*fields.items(), *_strings(envelope.data, "data")]
-    return next((path for path, text in texts if "\0" in text), None)
-
-
-def _first_unencodable(data: dict[str, Any]) -> str:
-    for key, value in data.items():
+def _first_unencodable(envelope: Envelope) -> str:
+    for key, value in envelope.data.items():
         try:
-            json.loads(_dump(value).encode())
-        except ValueError:
+            Envelope.decode(envelope.model_copy(update={"data": {key: value}}).encode())
+        except (ValueError, InvalidEnvelope):
             return f"data.{key}"
     return "data"
+
+
+def _largest(envelope: Envelope) -> str:
+    fields: dict[str, JsonValue] = {
+        "request_id": envelope.request_id,
+        "trace_id": envelope.trace_id,
+        **{f"data.{key}": value for key, value in envelope.data.items()},
+    }
+    return max(fields, key=lambda name: len(json.dumps(fields[name], ensure_ascii=False).encode()))

@@ -10,6 +10,14 @@ from celery.utils.time import get_exponential_backoff_interval
 
 from cos_events.errors import Rejected, SubscriptionError
 
+_NUMBERS: dict[str, Any] = {
+    "max_retries": int | None,
+    "retry_backoff": bool | int | float,
+    "retry_backoff_max": int,
+    "retry_jitter": bool,
+    "default_retry_delay": int | float,
+}
+
 Errors = tuple[type[BaseException], ...]
 
 
@@ -66,6 +74,10 @@ class RetryPolicy:
                 isinstance(error, type) and issubclass(error, BaseException) for error in errors
             ):
                 raise SubscriptionError(f"{name} must be a tuple of exception classes")
+        for name, kinds in _NUMBERS.items():
+            value = getattr(policy, name)
+            if not isinstance(value, kinds) or (isinstance(value, int | float) and value < 0):
+                raise SubscriptionError(f"{name} must be a number, 0 or more, not {value!r}")
         return policy
 
     def decide(self, error: BaseException, retries: int) -> RetryAfter | Dead:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,11 +15,9 @@ from cos_events.errors import ConfigurationError
 
 def mask(url: str) -> str:
     """The URL with its password replaced, fit for a log or a page."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+    # Not by urlsplit: it stumbles over what SQLAlchemy takes, such as a slash in a password.
+    url = re.sub(r"^(\w[\w+.-]*://)?+([^:@]*):.*@", r"\1\2:***@", url, flags=re.DOTALL)
+    return re.sub(r"(?i)([?&]password=)[^&]*", r"\1***", url)
 
 
 def _url(*schemes: str) -> AfterValidator:
@@ -48,7 +46,7 @@ class Settings(BaseSettings):
     """What is in force; every field is an environment variable of the same name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True, populate_by_name=True
+        env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
     )
 
     database_url: DatabaseUrl = "postgresql+psycopg2://localhost/cos_events"

@@ -110,13 +110,18 @@ def subscriber(
 
     def declare(target: Declared) -> Declared:
         handle = _handler_of(target, batched=batch_size > 1)
-        parameters = list(inspect.signature(handle).parameters)
-        if not parameters:
-            raise SubscriptionError(f"{name}: the handler takes no message: give it a parameter")
+        signature = inspect.signature(handle)
+        wants_session = "session" in signature.parameters
+        try:
+            signature.bind(None, **({"session": None} if wants_session else {}))
+        except TypeError as error:
+            raise SubscriptionError(
+                f"{name}: the handler must take one message, and a session if it likes: {error}"
+            ) from None
         made = Subscriber(
             declared,
             handle,
-            "session" in parameters,
+            wants_session,
             batch_size,
             float(batch_timeout),
             RetryPolicy.taken_from(task_options),

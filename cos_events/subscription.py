@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from cos_events.envelope import NAME_PATTERN
 from cos_events.errors import SubscriptionError
 
+_NAME = re.compile(NAME_PATTERN.removesuffix("$"))
+
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
@@ -29,7 +31,7 @@ class Subscription:
             *(("module", module) for module in self.modules or ()),
             *(("event type", event_type) for event_type in self.event_types or ()),
         ]:
-            if not isinstance(name, str) or not re.match(NAME_PATTERN, name):
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise SubscriptionError(
                     f"{name!r} cannot name a {what}: use a lower-case letter, "
                     "then up to 62 lower-case letters, digits and underscores"

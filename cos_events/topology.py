@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from kombu import Connection, Exchange, Queue, binding
+from kombu import Connection, Exchange, Queue
 
 PUBLISH_QUEUE = "cos_events.publish"
 """Where the publish task waits; a worker that consumes it is a publisher."""
@@ -51,10 +51,25 @@ def fanout_exchange(module: str) -> Exchange:
 class SubscriptionQueue(Queue):
     """A subscription's queue, which says on each message whose it is.
 
+    It is bound to its own exchange and to each of its modules'.
+
     A broadcast arrives with the exchange's name and routing key, and Redis gives no consumer tag:
     only the consumer that the broker called knows the queue. Retries and the worker read it from
     there (`delivery_info["routing_key"]`).
+
+    Kombu's own `bindings` would take the place of `exchange`, which Celery's native delay needs.
     """
+
+    attrs = (*Queue.attrs, ("modules", None))
+    modules: tuple[str, ...] = ()
+
+    def queue_bind(self, nowait: bool = False, channel: Any = None) -> None:
+        """Bind to the queue's own exchange, and to each module's."""
+        super().queue_bind(nowait=nowait, channel=channel)
+        for module in self.modules:
+            exchange = fanout_exchange(module)
+            exchange.declare(nowait=nowait, channel=channel or self.channel)
+            self.bind_to(exchange, nowait=nowait, channel=channel)
 
     def consume(self, consumer_tag: str = "", callback: Any = None, *args: Any, **kw: Any) -> str:
         """As `kombu.Queue.consume`, with each message addressed to this queue."""
@@ -74,10 +89,7 @@ def subscription_queue(name: str, modules: Iterable[str], *, rabbitmq: bool) -> 
         name,
         _REDELIVER,
         routing_key=name,
-        bindings=[
-            binding(_REDELIVER, routing_key=name),
-            *(binding(fanout_exchange(module)) for module in modules),
-        ],
+        modules=tuple(sorted(modules)),
         queue_arguments=_quorum(dead_letter_to=dead_letter_queue_name(name)),
     )
 

@@ -37,6 +37,12 @@ def eventually(reached: Callable[[], object], timeout: float = 30.0) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., None]:
+    """The function above: test modules cannot import this file."""
+    return eventually
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[embedded.Servers]:
     """A private PostgreSQL and Valkey for all tests that do not stop, freeze or empty them."""

@@ -18,7 +18,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, TIMESTAMP
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import UserDefinedType
 
 SCHEMA = "cos_events"
 
@@ -47,16 +46,6 @@ class Base(DeclarativeBase):
     }
 
 
-class Xid8(UserDefinedType[str]):
-    """PostgreSQL's 64-bit transaction id."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: object) -> str:
-        """As in CREATE TABLE."""
-        return "xid8"
-
-
 class OutboxRow(Base):
     """One recorded event: the promise that it goes out once its transaction committed."""
 
@@ -67,8 +56,8 @@ class OutboxRow(Base):
         Index("ix_outbox_unpublished", "id", postgresql_where=text("published_at IS NULL")),
     )
 
-    transaction_id: Mapped[str] = mapped_column(
-        Xid8, server_default=func.pg_current_xact_id(), deferred=True
+    transaction_id: Mapped[int] = mapped_column(
+        BigInteger, server_default=text("pg_current_xact_id()::text::bigint"), deferred=True
     )
     """PostgreSQL's number of the transaction that recorded it."""
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)

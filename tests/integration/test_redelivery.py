@@ -148,7 +148,7 @@ def test_an_event_is_sent_again_only_after_another_while(
     published(database, lost, ago=61)
     assert [relay.sweep(), len(taken_from(subscription.name)), relay.sweep()] == [1, 1, 0]
     with database.begin() as connection:
-        connection.execute(update(DeliveryRow).values(next_attempt_at=datetime.min.replace(2000)))
+        connection.execute(update(DeliveryRow).values(next_attempt_at=datetime(2000, 1, 1, tzinfo=UTC)))
     assert relay.sweep() == 1
     assert taken_from(subscription.name) == [(lost[0], 0)]
 

@@ -11,7 +11,6 @@ from importlib.metadata import entry_points
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
 from cos_events.store.models import SCHEMA
@@ -33,7 +32,8 @@ def upgrade(engine: Engine) -> tuple[list[str], list[str]]:
         before = current(connection)
         config.attributes["connection"] = connection
         command.upgrade(config, "heads")
-    return before, sorted(ScriptDirectory.from_config(config).get_heads())
+        after = current(connection)
+    return before, after
 
 
 def current(connection: Connection) -> list[str]:

@@ -1,0 +1,174 @@
+"""All configuration: from the environment, validated as a whole, secrets never shown."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cos_events.errors import ConfigurationError
+from cos_events.settings import Settings, get_settings, mask
+
+DEFAULTS = {
+    "database_url": "postgresql+psycopg2://localhost/cos_events",
+    "redis_url": "redis://localhost:6379/0",
+    "broker_url": "redis://localhost:6379/0",
+    "environment": "development",
+    "module": "cc",
+    "max_payload_bytes": 262_144,
+    "redis_max_connections": 20,
+    "redis_socket_connect_timeout": 5.0,
+    "redis_socket_keepalive": True,
+    "redis_retry_on_timeout": True,
+    "redis_decode_responses": True,
+    "redis_health_check_interval": 30.0,
+}
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path) -> Iterator[Callable[..., Settings]]:
+    """Read the settings from these variables alone."""
+    for name in list(os.environ):
+        if name.upper() in (field.upper() for field in Settings.model_fields) or name.startswith(
+            "COS_EVENTS_"
+        ):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+    def read(**variables: str) -> Settings:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+        return get_settings()
+
+    yield read
+    get_settings.cache_clear()
+
+
+def test_everything_has_a_default(settings) -> None:
+    read = settings()
+    assert {name: getattr(read, name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("REDIS_URL", "rediss://h/3", "redis_url", "rediss://h/3"),
+        ("REDIS_MAX_CONNECTIONS", "7", "redis_max_connections", 7),
+        ("REDIS_SOCKET_CONNECT_TIMEOUT", "1.5", "redis_socket_connect_timeout", 1.5),
+        ("REDIS_SOCKET_KEEPALIVE", "false", "redis_socket_keepalive", False),
+        ("REDIS_RETRY_ON_TIMEOUT", "0", "redis_retry_on_timeout", False),
+        ("REDIS_DECODE_RESPONSES", "no", "redis_decode_responses", False),
+        ("REDIS_HEALTH_CHECK_INTERVAL", "0", "redis_health_check_interval", 0.0),
+        ("DATABASE_URL", "postgresql://h/d", "database_url", "postgresql+psycopg2://h/d"),
+        ("BROKER_URL", "amqp://u:p@h//", "broker_url", "amqp://u:p@h//"),
+        ("COS_EVENTS_ENVIRONMENT", "production", "environment", "production"),
+        ("COS_EVENTS_MODULE", "pem", "module", "pem"),
+        ("COS_EVENTS_MAX_PAYLOAD_BYTES", "2048", "max_payload_bytes", 2048),
+        ("COS_EVENTS_RELAY_INTERVAL", "0.25", "relay_interval", 0.25),
+        ("COS_EVENTS_WIRE_TIMEOUT", "9", "wire_timeout", 9.0),
+    ],
+)
+def test_each_variable_sets_its_field(settings, variable, text, field, value) -> None:
+    assert getattr(settings(**{variable: text}), field) == value
+
+
+def test_an_empty_variable_counts_as_not_set(settings) -> None:
+    assert settings(REDIS_MAX_CONNECTIONS="", REDIS_URL="").redis_max_connections == 20
+
+
+@pytest.mark.parametrize(
+    ("variable", "field"), [("ENVIRONMENT", "environment"), ("MODULE", "module")]
+)
+def test_a_variable_of_another_program_is_left_alone(settings, variable, field) -> None:
+    assert getattr(settings(**{variable: "staging"}), field) == DEFAULTS[field]
+
+
+def test_the_broker_is_redis_unless_one_is_named(settings) -> None:
+    assert settings(REDIS_URL="redis://elsewhere/1").broker_url == "redis://elsewhere/1"
+    named = settings(REDIS_URL="redis://elsewhere/1", BROKER_URL="amqp://rabbit//")
+    assert named.broker_url == "amqp://rabbit//"
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_every_spelling_of_a_database_url_names_the_driver(settings, scheme) -> None:
+    read = settings(DATABASE_URL=f"{scheme}://u:p@h:5433/d?sslmode=require")
+    assert read.database_url == "postgresql+psycopg2://u:p@h:5433/d?sslmode=require"
+
+
+def test_settings_are_read_once(settings) -> None:
+    first = settings(COS_EVENTS_MODULE="pem")
+    os.environ["COS_EVENTS_MODULE"] = "aic"
+    assert get_settings() is first
+
+
+def test_all_wrong_values_are_named_at_once_and_secrets_are_masked(settings) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        settings(
+            DATABASE_URL="mysql://app:hunter2@h/d",
+            REDIS_URL="http://:hunter3@h",
+            BROKER_URL="kafka://app:hunter4@h",
+            REDIS_MAX_CONNECTIONS="0",
+            REDIS_SOCKET_KEEPALIVE="perhaps",
+            REDIS_SOCKET_CONNECT_TIMEOUT="-1",
+            COS_EVENTS_MODULE="C C",
+            COS_EVENTS_ENVIRONMENT="staging",
+            COS_EVENTS_MAX_PAYLOAD_BYTES="many",
+        )
+    lines = str(refused.value).splitlines()
+    assert lines[0] == "wrong settings:"
+    assert sorted(line.strip().partition("=")[0] for line in lines[1:]) == [
+        "BROKER_URL",
+        "COS_EVENTS_ENVIRONMENT",
+        "COS_EVENTS_MAX_PAYLOAD_BYTES",
+        "COS_EVENTS_MODULE",
+        "DATABASE_URL",
+        "REDIS_MAX_CONNECTIONS",
+        "REDIS_SOCKET_CONNECT_TIMEOUT",
+        "REDIS_SOCKET_KEEPALIVE",
+        "REDIS_URL",
+    ]
+    assert "hunter" not in str(refused.value)
+    assert "DATABASE_URL='mysql://app:***@h/d': must start with postgresql://" in str(refused.value)
+
+
+def test_a_wrong_redis_url_is_not_blamed_on_the_broker(settings) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        settings(REDIS_URL="http://h")
+    assert "BROKER_URL" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["postgres//u:hunter2@h/d", "u:hunter2@h/d", "redis:u:hunter2@h"])
+def test_the_secret_of_a_url_without_a_scheme_is_masked(settings, url) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        settings(DATABASE_URL=url)
+    assert "DATABASE_URL=" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_url_that_cannot_be_parsed_is_a_wrong_setting(settings) -> None:
+    with pytest.raises(ConfigurationError, match="DATABASE_URL="):
+        settings(DATABASE_URL="http://[::1")
+
+
+@pytest.mark.parametrize(
+    ("url", "masked"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://app@h/0", "redis://app@h/0"),
+        ("redis://:hunter2@h/0", "redis://:***@h/0"),
+        ("amqp://app:hunter2@h:5672/v", "amqp://app:***@h:5672/v"),
+        ("amqp://app:hunter2%40@h//", "amqp://app:***@h//"),
+        ("redis://app:hunter2@[::1]:6379/0", "redis://app:***@[::1]:6379/0"),
+        ("postgresql://app:hun@ter2@h/d", "postgresql://app:***@h/d"),
+        # SQLAlchemy takes these, so they do reach logs.
+        ("postgresql://app:hun/ter2@h/d", "postgresql://app:***@h/d"),
+        ("postgresql://app:hun#ter2@h/d", "postgresql://app:***@h/d"),
+        ("postgresql://app:hun?ter2@h/d", "postgresql://app:***@h/d"),
+    ],
+)
+def test_mask_hides_the_password_and_nothing_else(url, masked) -> None:
+    assert mask(url) == masked
+
+
+def test_mask_hides_a_password_among_the_options() -> None:
+    assert "hunter2" not in mask("postgresql://h/d?user=app&password=hunter2&sslmode=require")
