@@ -30,7 +30,7 @@ def committed(database: Engine) -> Callable[[], dict[str, int]]:
     def read() -> dict[str, int]:
         with database.connect() as connection:
             rows = connection.execute(select(OutboxRow.event_type, OutboxRow.id))
-            return dict(rows.tuples())
+            return {row.event_type: row.id for row in rows}
 
     return read
 

@@ -148,7 +148,8 @@ def test_an_event_is_sent_again_only_after_another_while(
     published(database, lost, ago=61)
     assert [relay.sweep(), len(taken_from(subscription.name)), relay.sweep()] == [1, 1, 0]
     with database.begin() as connection:
-        connection.execute(update(DeliveryRow).values(next_attempt_at=datetime(2000, 1, 1, tzinfo=UTC)))
+        long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+        connection.execute(update(DeliveryRow).values(next_attempt_at=long_ago))
     assert relay.sweep() == 1
     assert taken_from(subscription.name) == [(lost[0], 0)]
 
