@@ -36,7 +36,8 @@ def install(app: Celery) -> Celery:
     """
     broker.use(app)
     app.steps["consumer"].update({DeliveryStep, RelayStep})
-    app.add_defaults(_defaults)
+    app.add_defaults(lambda: _DEFAULTS)
+    app.on_after_configure.connect(_bound_waiting, weak=False)
     return app
 
 
@@ -53,15 +54,20 @@ def register_subscriptions(app: Celery) -> None:
         )
 
 
-def _defaults() -> dict[str, Any]:
-    url = get_settings().broker_url
-    return {
-        "broker_transport_options": broker.transport_options(url),
-        "broker_connection_retry_on_startup": True,
-        # Fewer messages in hand after a reconnect would keep a batch from ever filling.
-        "worker_enable_prefetch_count_reduction": False,
-        "worker_cancel_long_running_tasks_on_connection_loss": False,
-    }
+def _bound_waiting(sender: Celery, **_: Any) -> None:
+    """Let a frozen broker fail in bounded time, where the application does not say otherwise."""
+    conf = sender.conf
+    bounds = broker.transport_options(conf.broker_url)
+    conf.broker_transport_options = {**bounds, **(conf.broker_transport_options or {})}
+
+
+_DEFAULTS = {
+    "broker_connection_retry_on_startup": True,
+    # Fewer messages in hand after a reconnect would keep a batch from ever filling.
+    "worker_enable_prefetch_count_reduction": False,
+    # What runs goes on; the ledger lets the redelivered copy of it run nothing.
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+}
 
 
 @signals.celeryd_init.connect
@@ -71,10 +77,10 @@ def _declare_queues(instance: Any, **_: Any) -> None:
         return
     rabbitmq = is_rabbitmq(app.conf.broker_url)
     modules = [get_settings().module]
-    app.amqp.queues.add(publish_queue())
+    app.amqp.queues.select_add(publish_queue())
     for each in subscribers_of(app).values():
         wanted = each.subscription.modules or modules
-        app.amqp.queues.add(subscription_queue(each.name, sorted(wanted), rabbitmq=rabbitmq))
+        app.amqp.queues.select_add(subscription_queue(each.name, sorted(wanted), rabbitmq=rabbitmq))
     try:
         register_subscriptions(app)
     except CosEventsError as error:

@@ -8,6 +8,7 @@ has ended, if that was by a commit.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, event
@@ -15,6 +16,8 @@ from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from cos_events.dispatcher import wake
 from cos_events.store.models import OutboxRow
+
+logger = logging.getLogger(__name__)
 
 _KEY = "cos_events.capture"
 
@@ -61,10 +64,19 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
     ids = recorded.ids.pop(transaction, None)
     if transaction.parent is not None:
         return
-    if ids and recorded.committed and not _inside_another_transaction(session):
-        wake(ids)
+    committed = recorded.committed
     recorded.ids.clear()
     recorded.committed = False
+    if ids and committed:
+        _hand_over(session, ids)
+
+
+def _hand_over(session: Session, ids: list[int]) -> None:
+    try:
+        if not _inside_another_transaction(session):
+            wake(ids)
+    except Exception:  # the rows are committed: nothing may reach the caller now
+        logger.exception("outbox rows %s are left to the relay", ids)
 
 
 def _inside_another_transaction(session: Session) -> bool:
