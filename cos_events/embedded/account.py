@@ -78,14 +78,19 @@ def require_reach(path: Path, account: Account | None) -> None:
     Raises:
         EmbeddedServerError: one is closed to it; the text names the outermost such folder.
     """
+    if (folder := closed_folder(path, account)) is not None:
+        raise EmbeddedServerError(
+            f"As root the embedded servers run as 'nobody', which cannot enter {folder}: "
+            f"run `chmod o+x {folder}`, or choose a place outside it for {path}."
+        )
+
+
+def closed_folder(path: Path, account: Account | None) -> Path | None:
+    """The outermost of `path` and its parents that `account` cannot enter; None if it can."""
     if account is None:
-        return
-    for folder in reversed([path, *path.parents]):
-        if not _may_enter(folder.stat(), account):
-            raise EmbeddedServerError(
-                f"As root the embedded servers run as 'nobody', which cannot enter {folder}: "
-                f"run `chmod o+x {folder}`, or choose a place outside it for {path}."
-            )
+        return None
+    folders = reversed([path, *path.parents])
+    return next((each for each in folders if not _may_enter(each.stat(), account)), None)
 
 
 def _may_enter(status: os.stat_result, account: Account) -> bool:

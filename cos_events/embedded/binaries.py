@@ -37,6 +37,16 @@ def valkey_program() -> Path:
     return program
 
 
+def needed_folders(program: Path) -> list[Path]:
+    """The folders that a program of a wheel needs to run: its package first, then its libraries.
+
+    The package's folder is the one right below `site-packages`, the libraries' is beside it.
+    """
+    package = next(each for each in program.parents if (each / "__init__.py").is_file())
+    libraries = package.parent / f"{package.name}.libs"
+    return [package, libraries] if libraries.is_dir() else [package]
+
+
 def no_program(server: str) -> EmbeddedServerError:
     """The error for a platform that the wheel of `server` has no working program for."""
     return EmbeddedServerError(

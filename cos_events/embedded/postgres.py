@@ -113,7 +113,7 @@ class EmbeddedPostgres(Server):
     def _initdb(self, data: Path, password_file: Path) -> None:
         child = self._run(
             [
-                str(postgres_programs() / "initdb"),
+                str(self._within_reach(postgres_programs() / "initdb")),
                 f"--pgdata={data}",
                 f"--username={USER}",
                 f"--pwfile={password_file}",
@@ -138,7 +138,8 @@ class EmbeddedPostgres(Server):
     def _command(self, port: int) -> Sequence[str]:
         settings = {**SETTINGS, **self._settings, "port": str(port)}
         options = [word for item in settings.items() for word in ("-c", "=".join(item))]
-        return [str(postgres_programs() / self.program), "-D", str(self._data), *options]
+        program = self._within_reach(postgres_programs() / self.program)
+        return [str(program), "-D", str(self._data), *options]
 
     def _has_arguments(self, arguments: str) -> bool:
         return arguments.startswith(f"-D {self._data} -c ")

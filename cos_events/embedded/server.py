@@ -1,13 +1,14 @@
 """What the two servers have in common: folder, account, port, start, stop."""
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from cos_events.embedded.account import make_folder, require_reach, server_account
-from cos_events.embedded.binaries import unusable_program
+from cos_events.embedded.account import closed_folder, make_folder, require_reach, server_account
+from cos_events.embedded.binaries import needed_folders, unusable_program
 from cos_events.embedded.child import Child
 from cos_events.embedded.failures import PortTaken, explained, start_failure
 from cos_events.embedded.process import (
@@ -54,6 +55,7 @@ class Server(ABC):
         self._settings = dict(settings or {})
         self._account = server_account()
         self._child: Child | None = None
+        self._copied = False
 
     @property
     def port(self) -> int:
@@ -159,7 +161,6 @@ class Server(ABC):
 
     def _run(self, command: Sequence[str], folder: Path, configuration: bytes = b"") -> Child:
         """Make the child for `command`, known to `stop` before it runs."""
-        require_reach(Path(command[0]).parent, self._account)
         with self._log.open("wb") as log:
             self._child = Child(
                 command,
@@ -173,6 +174,23 @@ class Server(ABC):
             except OSError as error:
                 raise unusable_program(self.name, error) from error
         return self._child
+
+    def _within_reach(self, program: Path) -> Path:
+        """The program, or a copy if it lies where root's `nobody` cannot go, such as below /root.
+
+        What it needs to run lies in its package and in the shared libraries beside that.
+        """
+        if closed_folder(program.parent, self._account) is None:
+            return program
+        copy = self.folder / "programs"
+        if not self._copied:
+            shutil.rmtree(copy, ignore_errors=True)
+            for needed in needed_folders(program):
+                shutil.copytree(needed, copy / needed.name, symlinks=True)
+            for folder in (copy, *copy.iterdir()):
+                folder.chmod(0o755)
+            self._copied = True
+        return copy / program.relative_to(needed_folders(program)[0].parent)
 
     def _launch(self, port: int) -> None:
         try:

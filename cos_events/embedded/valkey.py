@@ -41,7 +41,7 @@ class EmbeddedValkey(Server):
             hand_over(self._data, self._account)
 
     def _command(self, port: int) -> Sequence[str]:  # noqa: ARG002 - it is in the configuration
-        return [str(valkey_program()), "-", "--dir", str(self._data)]
+        return [str(self._within_reach(valkey_program())), "-", "--dir", str(self._data)]
 
     def _has_arguments(self, arguments: str) -> bool:
         return arguments == f"- --dir {self._data}"
