@@ -158,7 +158,9 @@ def replay(subscription: str, limit: int, event_ids: Sequence[UUID] | None = Non
         send_to_queue(known, [(row.envelope, 0) for row in letters if row.event_id in revived])
     except BroadcastError:
         with get_engine().begin() as connection:
-            deliveries.lay_back(connection, subscription, revived)
+            deliveries.lay_back(
+                connection, subscription, [row for row in letters if row.event_id in revived]
+            )
         raise
     _discard(subscription, revived)
     return [row.event_id for row in letters if row.event_id in revived]

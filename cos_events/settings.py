@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from functools import cache
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from cos_events.envelope import Name
 from cos_events.errors import ConfigurationError
@@ -25,6 +28,13 @@ def _url(*schemes: str) -> AfterValidator:
         scheme = url.partition("://")[0]
         if scheme not in schemes or "://" not in url:
             raise ValueError(f"must start with {' or '.join(f'{s}://' for s in schemes)}")
+        try:
+            if scheme.startswith("postgres"):
+                make_url(url)
+            else:
+                urlsplit(url).port  # noqa: B018 - it raises
+        except (ArgumentError, ValueError):
+            raise ValueError("is not a URL: look at its port and at the brackets") from None
         return url
 
     return AfterValidator(check)

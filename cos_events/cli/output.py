@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,12 +21,21 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     """Print a table whose number columns are aligned to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     rows = [list(row) for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         numbers = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(column, justify="right" if numbers and rows else "left")
+        table.add_column(
+            column,
+            justify="right" if numbers and rows else "left",
+            no_wrap=index == 0,
+            overflow="fold",
+        )
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
-    Console().print(table)
+        # As text: an error may hold what rich takes for markup.
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+    console = Console() if sys.stdout.isatty() else Console(width=100_000)
+    # A pipe has no width: a line that is searched must hold the whole row.
+    console.print(table)

@@ -43,7 +43,7 @@ def command(
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
-    keep = rejects or Path(f"{'stdin' if file.name == '-' else file.name}.bad.jsonl")
+    keep = rejects or Path(f"{'stdin' if file.name in ('-', '<stdin>') else file.name}.bad.jsonl")
     console = Console(stderr=True)
     size = Path(file.name).stat().st_size if Path(file.name).is_file() else None
     with Progress(console=console, transient=True) as progress, explained():
@@ -55,7 +55,9 @@ def command(
             from_line=from_line,
             keep=keep,
             on_read=lambda bytes_read: progress.update(bar, advance=bytes_read),
-            on_refused=lambda line, why: console.print(f"line {line}: {why}", style="red"),
+            on_refused=lambda line, why: console.print(
+                f"line {line}: {why}", style="red", markup=False, soft_wrap=True
+            ),
         )
     kept = str(keep) if summary.refused else None
     if as_json:

@@ -75,12 +75,14 @@ def subscriber(app: str, concurrency: int, loglevel: str, names: Sequence[str]) 
     """
     subscriptions = list(takewhile(lambda name: not name.startswith("-"), names))
     celery_args = names[len(subscriptions) :]
+    adopt_running()  # before the application reads its settings
     _check(app, subscriptions)
     node = ["-Q", ",".join(subscriptions), "-n", f"{'+'.join(subscriptions)}@%h"]
     _run_celery(app, concurrency, loglevel, [*node, *celery_args])
 
 
 def _check(app: str, names: Sequence[str]) -> None:
+    from celery import Celery
     from celery.app.utils import find_app
 
     from cos_events.errors import SubscriptionError
@@ -90,6 +92,8 @@ def _check(app: str, names: Sequence[str]) -> None:
         found = find_app(app)
     except (ImportError, AttributeError) as error:
         raise SubscriptionError(f"no Celery application {app!r} here: {error}") from error
+    if not isinstance(found, Celery):
+        raise SubscriptionError(f"no Celery application {app!r} here: it is {found!r}")
     found.loader.import_default_modules()
     known = subscribers_of(found)
     if unknown := [name for name in names if name not in known]:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from cos_events.envelope import Name, describe
 from cos_events.errors import DatabaseAway, InvalidPayload
 from cos_events.l1.log import log_l1
+from cos_events.store.engine import lacks_tables
 
 
 class Line(BaseModel):
@@ -58,7 +59,7 @@ def record_lines(  # noqa: PLR0913 - the options of the command
 
     def refuse(number: int, raw: bytes, why: str) -> None:
         with keep.open("ab") as file:
-            file.write(raw.rstrip(b"\r\n") + b"\n")
+            file.write(raw if raw.endswith(b"\n") else raw + b"\n")
         summary.refused += 1
         on_refused(number, why)
 
@@ -68,6 +69,8 @@ def record_lines(  # noqa: PLR0913 - the options of the command
         try:
             _write(engine, waiting, refuse, summary)
         except DBAPIError as error:
+            if lacks_tables(error):
+                raise
             raise DatabaseAway(
                 f"stopped before line {waiting[0][0]}, all earlier ones are recorded: "
                 f"{str(error.orig).strip()}; go on with --from-line {waiting[0][0]}"

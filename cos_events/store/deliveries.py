@@ -131,15 +131,25 @@ def revive(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> 
     return set(executor.execute(statement).scalars())
 
 
-def lay_back(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:
-    """Undo `revive` for those of the events that have not run since."""
-    executor.execute(
-        update(DeliveryRow)
-        .where(
-            DeliveryRow.subscription == subscription,
-            DeliveryRow.event_id == func.any(list(event_ids)),
-            DeliveryRow.state == "retrying",
-            DeliveryRow.attempts == 0,
+def lay_back(
+    executor: Executor,
+    subscription: str,
+    letters: Iterable[Row[UUID, int, str | None, datetime, str]],
+) -> None:
+    """Undo `revive` for those of these dead deliveries that have not run since."""
+    for letter in letters:
+        executor.execute(
+            update(DeliveryRow)
+            .where(
+                DeliveryRow.subscription == subscription,
+                DeliveryRow.event_id == letter.event_id,
+                DeliveryRow.state == "retrying",
+                DeliveryRow.attempts == 0,
+            )
+            .values(
+                state="dead",
+                attempts=letter.attempts,
+                updated_at=letter.updated_at,
+                next_attempt_at=None,
+            )
         )
-        .values(state="dead", next_attempt_at=None)
-    )

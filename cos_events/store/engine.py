@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Engine, create_engine
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from cos_events.errors import DatabaseAway, SchemaMissing
 from cos_events.process import PerProcess
@@ -29,6 +29,11 @@ def get_engine() -> Engine:
     return _engine.get()
 
 
+def lacks_tables(error: DBAPIError) -> bool:
+    """Whether a statement failed because the tables are missing, or old."""
+    return getattr(error.orig, "pgcode", None) in {"42P01", "42703", "3F000"}
+
+
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn the two errors that a person can mend into sentences.
@@ -46,7 +51,7 @@ def explained() -> Iterator[None]:
             "check that it runs and that DATABASE_URL is right"
         ) from error
     except ProgrammingError as error:
-        if getattr(error.orig, "pgcode", None) not in {"42P01", "42703", "3F000"}:
+        if not lacks_tables(error):
             raise
         raise SchemaMissing(
             f"the database at {url} lacks cos-events tables, or has old ones: "

@@ -85,6 +85,8 @@ class Story:
         self._say("rollback", "one event recorded and rolled back: nobody hears of it")
         with Session(get_engine()) as session:
             ids = [log_line(session, line) for line in islice(self._lines, 3)]
+            if len(ids) < 3:
+                raise CosEventsError(f"the demo needs 3 records, its input has {len(ids)}")
             trouble("mail_server_restarts").write_text(str(ids[1]))
             trouble("archive_is_broken").write_text(str(ids[2]))
             session.commit()

@@ -1,0 +1,213 @@
+"""Every command says what it does, refuses in a sentence, and tells scripts by its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from sqlalchemy import Engine, make_url, text
+
+from cos_events.cli import COMMANDS
+from cos_events.embedded import Servers
+
+Cli = Callable[..., Result]
+Verify = Callable[..., tuple[int, dict[str, dict[str, int]]]]
+
+SUBCOMMANDS = [
+    [],
+    *([name] for name in COMMANDS),
+    ["db", "upgrade"],
+    ["dlq", "list"],
+    ["dlq", "replay"],
+    ["worker", "publisher"],
+    ["worker", "subscriber"],
+]
+HEAVY = ("celery", "kombu", "sqlalchemy", "pydantic", "redis", "rich")
+PASSWORD = "hunter2-and-more"
+
+
+@pytest.fixture
+def refusal(
+    tmp_path: Path, cli: Cli, sentence: Callable[[Result], str], environment: Callable[..., None]
+) -> Callable[..., str]:
+    """What a command says in this environment; LINES is a file with one good record."""
+    file = tmp_path / "lines.jsonl"
+    file.write_text('{"event_type":"event_log","data":{"level":"","component":"","message":""}}')
+
+    def run(command: str, **variables: str) -> str:
+        environment(**variables)
+        return sentence(cli(*command.replace("LINES", str(file)).split()))
+
+    return run
+
+
+@pytest.mark.parametrize("command", SUBCOMMANDS, ids=" ".join)
+def test_help_of_every_command_starts_without_the_heavy_packages(command: list[str]) -> None:
+    code = (
+        "import sys; from cos_events.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        f"finally: print('loaded', sorted(sys.modules.keys() & set({HEAVY})), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("Usage: ")
+    assert "--help" in done.stdout
+    assert done.stderr.strip() == "loaded []"
+
+
+def test_an_unknown_command_names_those_there_are(cli: Cli) -> None:
+    result = cli("vanish")
+    assert result.exit_code == 2
+    assert all(name in result.output for name in ["vanish", *COMMANDS])
+
+
+def test_the_completion_script_of_the_shell_is_printed() -> None:
+    def complete(**variables: str) -> str:
+        script = Path(sys.executable).with_name("cos-events")
+        return subprocess.run(
+            [script], env=os.environ | variables, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "complete" in complete(_COS_EVENTS_COMPLETE="bash_source")
+    offered = complete(
+        _COS_EVENTS_COMPLETE="bash_complete", COMP_WORDS="cos-events ver", COMP_CWORD="1"
+    )
+    assert offered.strip() == "plain,verify"
+
+
+def test_upgrading_twice_leaves_the_database_up_to_date(
+    database: Engine, cli: Cli, environment: Callable[..., None]
+) -> None:
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("DROP SCHEMA cos_events, mem0_cc, cos_l2 CASCADE"))
+    first, second = cli("db", "upgrade"), cli("db", "upgrade")
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert "is now at" in first.output
+    assert "is up to date" in second.output
+    assert cli("verify").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["db upgrade", "verify", "status", "dlq list x", "dlq replay x", "record LINES"],
+)
+def test_a_database_that_is_away_or_refuses_is_one_sentence_without_the_password(
+    command: str, database: Engine, refusal: Callable[..., str]
+) -> None:
+    url = make_url(os.environ["DATABASE_URL"]).set(password=PASSWORD)
+    for wrong in (url, url.set(port=1)):
+        said = refusal(command, DATABASE_URL=wrong.render_as_string(hide_password=False))
+        assert PASSWORD not in said
+        assert str(wrong.port) in said
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"mysql://me:{PASSWORD}@127.0.0.1/db",
+        f"postgresql://me:{PASSWORD}@127.0.0.1:port/db",
+        f"postgresql://me:{PASSWORD}@[::1/db",
+        f"postgresql://me:/{PASSWORD}@127.0.0.1:1/db",
+        f"postgresql://me:#{PASSWORD}?@127.0.0.1:1/db",
+        f"postgresql://127.0.0.1:1/db?user=me&password={PASSWORD}",
+    ],
+)
+def test_a_wrong_database_url_is_one_sentence_without_the_password(
+    url: str, refusal: Callable[..., str]
+) -> None:
+    said = refusal("verify", DATABASE_URL=url)
+    assert "DATABASE_URL" in said
+    assert PASSWORD not in said
+
+
+@pytest.mark.parametrize(
+    "command", ["verify", "status", "dlq list x", "dlq replay x", "record LINES"]
+)
+def test_missing_tables_are_one_sentence_that_names_the_command_to_run(
+    command: str, servers: Servers, refusal: Callable[..., str]
+) -> None:
+    urls = {"DATABASE_URL": servers.database_url, "REDIS_URL": servers.redis_url}
+    assert "run `cos-events db upgrade`" in refusal(command, **urls)
+
+
+def test_wrong_settings_are_all_named_with_what_is_allowed(
+    refusal: Callable[..., str],
+) -> None:
+    wrong = {"COS_EVENTS_MAX_PAYLOAD_BYTES": "12", "REDIS_URL": f"http://:{PASSWORD}@localhost"}
+    said = refusal("status", **wrong)
+    assert "COS_EVENTS_MAX_PAYLOAD_BYTES='12'" in said
+    assert "REDIS_URL='http://:***@localhost': must start with redis:// or rediss://" in said
+    assert PASSWORD not in said
+
+
+def test_a_channel_url_that_redis_cannot_read_is_one_sentence_or_a_channel_that_is_down(
+    database: Engine, cli: Cli, environment: Callable[..., None]
+) -> None:
+    environment(REDIS_URL=f"redis://:{PASSWORD}@127.0.0.1:port/0")
+    result = cli("status")
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert PASSWORD not in result.output
+
+
+def test_status_shows_what_waits_where(
+    broker_url: str,
+    subscribe: Callable[..., None],
+    add_event: Callable[..., object],
+    unique: Callable[[str], str],
+    cli: Cli,
+) -> None:
+    name = unique("sub")
+    subscribe(name)
+    add_event()
+    add_event(published=5, **{name: "retrying"})
+    add_event(published=5, **{name: "dead"})
+    status = json.loads(cli("status", "--json").output)
+    assert status["outbox"]["rows"] == 1
+    assert 0 < status["outbox"]["oldest_seconds"] < 60
+    assert status["broker"]["state"] == status["channel"]["state"] == "up"
+    assert status["subscriptions"] == [
+        {"subscription": name, "queued": None, "retrying": 1, "dead": 1}
+    ]
+    table = cli("status").output
+    assert name in table
+    assert ":***@" in table
+
+
+def test_status_with_broker_and_channel_down_still_tells_what_the_database_knows(
+    subscribe: Callable[..., None],
+    add_event: Callable[..., object],
+    cli: Cli,
+    environment: Callable[..., None],
+) -> None:
+    subscribe("mailer")
+    add_event(published=5, mailer="dead")
+    environment(BROKER_URL="redis://:pw@127.0.0.1:1/0", REDIS_URL="redis://:pw@127.0.0.1:1/0")
+    result = cli("status", "--json")
+    assert result.exit_code == 0
+    status = json.loads(result.output)
+    assert status["broker"] == {"url": "redis://:***@127.0.0.1:1/0", "state": "down"}
+    assert status["channel"]["state"].startswith("down: ")
+    assert status["subscriptions"][0]["dead"] == 1
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(
+    subscribe: Callable[..., None],
+    add_event: Callable[..., object],
+    program: Callable[..., subprocess.Popen[str]],
+) -> None:
+    subscribe("mailer")
+    for _ in range(100):
+        add_event(published=5, mailer="dead")
+    process = program("dlq", "list", "mailer", "--json")
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert process.wait(30) == 141
+    assert process.stderr.read() == ""
