@@ -1,7 +1,8 @@
 """cos-events: if the transaction committed, every subscription runs.
 
 Recording: `record_event`, `log_l1` · receiving: `subscriber`, `BaseSubscriber`, `Envelope`,
-`Rejected` · joining a Celery application: `install` · errors: `CosEventsError` and its kinds.
+`Rejected` · the live feed: `publish_message`, `subscribe_to_channel`, `get_redis_client` · joining
+a Celery application: `install` · errors: `CosEventsError` and its kinds.
 """
 
 from importlib import import_module
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from cos_events.envelope import Envelope
     from cos_events.errors import CosEventsError, InvalidEnvelope, InvalidPayload, Rejected
     from cos_events.l1 import log_l1
+    from cos_events.pubsub import get_redis_client, publish_message, subscribe_to_channel
     from cos_events.recording import record_event
     from cos_events.subscribers import BaseSubscriber, subscriber
 
@@ -22,9 +24,12 @@ __all__ = [
     "InvalidEnvelope",
     "InvalidPayload",
     "Rejected",
+    "get_redis_client",
     "install",
     "log_l1",
+    "publish_message",
     "record_event",
+    "subscribe_to_channel",
     "subscriber",
 ]
 
@@ -32,6 +37,9 @@ _MODULES = {
     "install": "app",
     "Envelope": "envelope",
     "log_l1": "l1",
+    "get_redis_client": "pubsub",
+    "publish_message": "pubsub",
+    "subscribe_to_channel": "pubsub",
     "record_event": "recording",
     "BaseSubscriber": "subscribers",
     "subscriber": "subscribers",

@@ -56,7 +56,15 @@ def connect() -> Any:
 def body_of(message: Any) -> bytes:
     """The bytes of a message's body, which kombu gives as text, bytes or a buffer."""
     body = message.body
-    return body.encode("utf-8", "surrogateescape") if isinstance(body, str) else bytes(body)
+    return bytes_of(body) if isinstance(body, str) else bytes(body)
+
+
+def bytes_of(text: str) -> bytes:
+    """The bytes of text that may hold surrogates: escaped bytes, or what JSON let through."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def queue_depths(names: Iterable[str]) -> dict[str, int] | None:
@@ -83,5 +91,7 @@ def queue_depths(names: Iterable[str]) -> dict[str, int] | None:
 def delete_queues(names: Iterable[str]) -> None:
     """Delete these queues with what is in them; harmless where there is none."""
     with connect() as connection, connection.channel() as channel:
+        # Kombu's Redis transport deletes only what this process has bound; a purged list is gone.
+        delete = channel.queue_delete if on_rabbitmq() else channel.queue_purge
         for name in names:
-            channel.queue_delete(name)
+            delete(name)

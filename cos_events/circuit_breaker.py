@@ -74,12 +74,15 @@ class CircuitBreaker:
                     self._probing = True
 
     def __exit__(self, kind: type[BaseException] | None, error: object, _trace: object) -> None:
-        """Report how the call ended: any exception is a failure."""
+        """Report how the call ended: any Exception is a failure.
+
+        A cancelled task, or an interrupted program, says nothing about the server.
+        """
         with self._lock:
             self._probing = False
             if kind is None:
                 self._close()
-            else:
+            elif issubclass(kind, Exception):
                 self._fail(error)
 
     def _close(self) -> None:

@@ -223,14 +223,17 @@ def is_retry(message: Message) -> bool:
     if not isinstance(headers, dict) or headers.get("task") != message.delivery_info["routing_key"]:
         return False
     try:
-        (raws,), _kwargs, _embed = message.payload
+        (raws,), kwargs, embed = message.payload
         datetime.fromisoformat(headers["eta"] or "2000-01-01")
         limits: Any = headers["timelimit"]
         time_limit, soft_time_limit = limits
     except Exception:  # noqa: BLE001 - whatever it is, it is not what we sent
         return False
     return (
-        isinstance(raws, list)
+        kwargs == {}
+        and isinstance(embed, dict)
+        and not any(embed.values())
+        and isinstance(raws, list)
         and all(isinstance(raw, str) for raw in raws)
         and isinstance(headers.get("id"), str)
         and isinstance(headers.get("retries"), int)

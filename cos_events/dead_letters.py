@@ -65,7 +65,7 @@ def bury_unusable(app: Celery, subscription: str, raw: str, reason: str) -> None
     """
     logger.error("%s: a message for the dead letters: %s", subscription, reason)
     try:
-        _publish(app, subscription, raw.encode("utf-8", "surrogateescape"), reason, {"attempts": 0})
+        _publish(app, subscription, broker.bytes_of(raw), reason, {"attempts": 0})
     except Exception as away:
         raise Reject(away, requeue=True) from away
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from celery.exceptions import Ignore, Reject, Retry
+from celery.exceptions import Reject, Retry
 from sqlalchemy.orm import Session
 
 from cos_events import dead_letters
@@ -76,8 +76,6 @@ def _deliver_one(
     retries = task.request.retries
     try:
         strangers = _attempt(subscriber, [envelope], retries)
-    except (Retry, Ignore):
-        raise
     except Exception as error:
         retry = fail(task, subscriber, raw, retries, error)
         if retry and alone:
@@ -168,6 +166,8 @@ def _call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session)
             result = _loop.get().run(_awaited(result))
     except SystemExit as error:
         raise Unsuccessful(f"{subscriber.name} called sys.exit()") from error
+    except asyncio.CancelledError as error:
+        raise Unsuccessful(f"{subscriber.name} was cancelled") from error
     if result is False:
         raise Unsuccessful(f"{subscriber.name} returned False")
 

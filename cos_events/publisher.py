@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
 from celery import shared_task
@@ -16,16 +15,12 @@ from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess, PerThread
 from cos_events.store import outbox, subscriptions
 from cos_events.store.engine import get_engine
-from cos_events.subscription import Subscription
 from cos_events.topology import PUBLISH_TASK
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 500
 """The most events in one transaction of a publisher."""
-
-SUBSCRIPTIONS_TTL = 1.0
-"""Seconds for which a publisher trusts what it read of the subscriptions."""
 
 
 class Publisher:
@@ -34,8 +29,6 @@ class Publisher:
     def __init__(self, engine: Engine, broadcaster: Broadcaster) -> None:
         self._engine = engine
         self._broadcaster = broadcaster
-        self._subscriptions: list[Subscription] = []
-        self._read_at = float("-inf")
 
     def publish(self, ids: Sequence[int] | None = None, limit: int = BATCH_SIZE) -> int:
         """Publish one batch, in one transaction that holds its rows.
@@ -56,10 +49,8 @@ class Publisher:
         with self._engine.begin() as connection:
             batch = outbox.claim(connection, limit, ids)
             if batch:
-                if time.monotonic() > self._read_at + SUBSCRIPTIONS_TTL:
-                    self._subscriptions = subscriptions.load(connection)
-                    self._read_at = time.monotonic()
-                self._broadcaster.broadcast(batch, self._subscriptions)
+                # Read each time: a copy would leave a new subscription's first events to the relay.
+                self._broadcaster.broadcast(batch, subscriptions.load(connection))
                 outbox.mark_published(connection, [pending.id for pending in batch])
         return len(batch)
 

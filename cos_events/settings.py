@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
     """Seconds after which a frozen Redis or RabbitMQ counts as down."""
     redis_max_connections: int = Field(default=20, ge=1, le=10_000)
-    """The most connections one process holds to `REDIS_URL`."""
+    """The most connections in the pool of `get_redis_client()`."""
     redis_socket_connect_timeout: Seconds = 5.0
     redis_socket_keepalive: bool = True
     redis_retry_on_timeout: bool = True

@@ -8,6 +8,7 @@
 | dead letters | `<name>.dlq` | quorum queue | list |
 | publish task | `cos_events.publish` | classic queue | list |
 | redelivery | `cos_events.redeliver` | durable topic exchange, key = queue | - (default exchange) |
+| discarded retries | `cos_events.discard` | queue that keeps nothing | - |
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ PUBLISH_QUEUE = "cos_events.publish"
 PUBLISH_TASK = "cos_events.publish"
 """The publish task's name."""
 
-_REDELIVER = Exchange("cos_events.redeliver", type="topic", durable=True)
+_DISCARD = Queue(
+    "cos_events.discard", Exchange("cos_events.discard", type="fanout"), message_ttl=0.0
+)
+"""Takes the retries of a queue that was deleted; the ledger has them. RabbitMQ's delay queues give
+up no message that cannot be routed, and would block everybody's retries."""
+
+_REDELIVER = Exchange(
+    "cos_events.redeliver",
+    type="topic",
+    durable=True,
+    arguments={"alternate-exchange": _DISCARD.name},
+)
 """Carries Celery's retries on RabbitMQ: its native delay needs an exchange that is not direct, and
 the fanout exchange would hand a retry to every other subscription too."""
 
@@ -66,6 +78,8 @@ class SubscriptionQueue(Queue):
     def queue_bind(self, nowait: bool = False, channel: Any = None) -> None:
         """Bind to the queue's own exchange, and to each module's."""
         super().queue_bind(nowait=nowait, channel=channel)
+        if self.modules:
+            _DISCARD(channel or self.channel).declare(nowait=nowait)
         for module in self.modules:
             exchange = fanout_exchange(module)
             exchange.declare(nowait=nowait, channel=channel or self.channel)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from redis import Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from redis import RedisError
 
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.pubsub.clients import make_client
 from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
 from cos_events.topology import channel_name
@@ -28,14 +27,12 @@ class ChannelWire:
         settings = get_settings()
         self.missed = 0
         self._breaker = CircuitBreaker("the Redis channel", reset_after=5.0)
-        self._client: Redis = Redis.from_url(
+        self._client = make_client(
             redis_url,
-            socket_timeout=settings.wire_timeout,
+            patient=False,
             socket_connect_timeout=min(
                 settings.wire_timeout, settings.redis_socket_connect_timeout
             ),
-            socket_keepalive=settings.redis_socket_keepalive,
-            retry=Retry(NoBackoff(), 0),
         )
 
     def send(self, batch: Sequence[Pending]) -> None:

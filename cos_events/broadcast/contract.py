@@ -18,9 +18,10 @@ class BrokerWire(Protocol):
     def send(self, batch: Sequence[Pending], subscriptions: Sequence[Subscription]) -> None:
         """Put each envelope on its module's exchange and into each wanting subscription's queue.
 
-        Returns only when the broker has taken the whole batch. The queues exist afterwards even
-        if they, or the broker's whole memory, were lost; a queue whose workers are away keeps its
-        messages. Within one batch each queue gets its envelopes in the given order.
+        Returns only when the broker has taken the whole batch. A queue whose workers are away keeps
+        its messages. Within one batch each queue gets its envelopes in the given order. Queues are
+        made on a new connection and for a new subscription; one that is deleted meanwhile misses
+        its copies, as one whose broker loses its memory does, and the relay sends them again.
 
         Raises:
             BroadcastError: the broker may have some of the batch, or none; sending it again is

@@ -1,0 +1,82 @@
+"""Another team's application on the bus; what its handlers did is in the table `effect`.
+
+Its subscriptions' names begin with `BUSAPP_PREFIX`: queues of a shared RabbitMQ need their own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from celery import Celery
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from cos_events import Envelope, install, subscriber
+from cos_events.settings import get_settings
+from cos_events.store.engine import get_engine
+
+PREFIX = os.environ["BUSAPP_PREFIX"]
+
+app = install(Celery("busapp", broker=get_settings().broker_url))
+app.conf.update(task_ignore_result=True, task_default_queue=f"{PREFIX}_celery")
+
+
+def note(executor: Any, kind: str, *messages: Envelope) -> None:
+    executor.execute(
+        text("INSERT INTO effect VALUES (:kind, :event_id, :pid)"),
+        [{"kind": kind, "event_id": m.base_log_id, "pid": os.getpid()} for m in messages],
+    )
+
+
+def noted(kind: str, message: Envelope) -> bool:
+    """Whether this was noted before; if not, it is now."""
+    before = text("SELECT count(*) FROM effect WHERE kind = :kind AND event_id = :event_id")
+    with get_engine().begin() as connection:
+        found = connection.scalar(before, {"kind": kind, "event_id": message.base_log_id})
+        note(connection, kind, message)
+    return bool(found)
+
+
+@subscriber(f"{PREFIX}_plain")
+def plain(message: Envelope) -> None:
+    with get_engine().begin() as connection:
+        note(connection, "plain", message)
+
+
+@subscriber(f"{PREFIX}_session")
+def with_session(message: Envelope, session: Session) -> None:
+    note(session, "session", message)
+
+
+@subscriber(f"{PREFIX}_coroutine")
+async def coroutine(message: Envelope, session: Session) -> None:
+    note(session, "coroutine", message)
+
+
+@subscriber(f"{PREFIX}_flaky", event_types=["flaky"], retry_backoff=False, default_retry_delay=1)
+def flaky(message: Envelope, session: Session) -> None:
+    """Fails once for each event."""
+    if not noted("flaky_attempt", message):
+        raise ConnectionError("once")
+    note(session, "flaky", message)
+
+
+@subscriber(f"{PREFIX}_batch", batch_size=10, batch_timeout=0.1)
+def batch(messages: list[Envelope], session: Session) -> None:
+    note(session, "batch", *messages)
+
+
+@subscriber(f"{PREFIX}_patient", event_types=["patient"], batch_size=10, batch_timeout=600)
+def patient(messages: list[Envelope], session: Session) -> None:
+    """Waits until ten have come."""
+    note(session, "patient", *messages)
+
+
+@subscriber(f"{PREFIX}_slow", event_types=["slow"])
+def slow(message: Envelope, session: Session) -> None:
+    """Hangs at its first attempt, until somebody kills it."""
+    if not noted("slow_attempt", message):
+        threading.Event().wait()
+    note(session, "slow", message)

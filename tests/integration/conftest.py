@@ -1,0 +1,136 @@
+"""What integration tests share: a bus of the test's own, and a Valkey to stop and freeze."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu import Message, Queue, pools
+from kombu.transport import native_delayed_delivery as native
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from cos_events import Envelope, broker, install, record_event, subscriber
+from cos_events.embedded import EmbeddedValkey
+from cos_events.store import subscriptions
+from cos_events.store.models import DeliveryRow, OutboxRow
+from cos_events.subscribers import subscribers_of
+from cos_events.topology import (
+    channel_name,
+    dead_letter_queue_name,
+    declare,
+    is_rabbitmq,
+    subscription_queue,
+)
+
+
+def drain(queue: str) -> list[Message]:
+    """Everything that is in the queue now, in order."""
+    with broker.connect() as connection, connection.channel() as channel:
+        return list(iter(lambda: Queue(queue, channel=channel).get(no_ack=True), None))
+
+
+class Bus:
+    """A Celery application whose subscribers' tasks run in this process, on real servers.
+
+    Attributes:
+        module: the source module of all that is recorded here.
+        app: the application.
+    """
+
+    def __init__(self, engine: Engine, url: str, module: str) -> None:
+        self.module = module
+        self.app = install(Celery(module, broker=url, set_as_current=False))
+        self._engine = engine
+        self._rabbitmq = is_rabbitmq(url)
+        self.names: list[str] = []
+
+    def declare(self, handler: Callable[..., Any], **options: Any) -> str:
+        """Subscribe a handler, as a worker does when it starts; returns the subscription's name."""
+        name = f"{self.module}_{len(self.names)}"
+        self.names.append(name)
+        subscriber(name, **options)(handler)
+        queue = subscription_queue(name, [self.module], rabbitmq=self._rabbitmq)
+        self.app.amqp.queues.add(queue)
+        with broker.connect() as connection:
+            declare(connection, [queue])
+            if self._rabbitmq:
+                native.declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
+                native.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
+        with self._engine.begin() as connection:
+            subscriptions.register(connection, [subscribers_of(self.app)[name].subscription])
+        return name
+
+    def record(self, event_type: str = "event_log", **data: Any) -> str:
+        """Commit an event; returns its envelope as it travels."""
+        with Session(self._engine) as session:
+            event_id = record_event(session, event_type, data, module=self.module)
+            session.commit()
+            found = select(OutboxRow.envelope).where(OutboxRow.event_id == event_id)
+            return session.scalars(found).one()
+
+    def run(self, name: str, *raws: str, retries: int = 0) -> str:
+        """Deliver these envelopes in one task; returns the state in which that ended."""
+        state: str = self.app.tasks[name].apply(args=(list(raws),), retries=retries).state
+        return state
+
+    def row(self, name: str, raw: str) -> DeliveryRow | None:
+        """What the ledger says."""
+        with Session(self._engine, expire_on_commit=False) as session:
+            return session.get(DeliveryRow, (name, Envelope.decode(raw).base_log_id))
+
+    def state(self, name: str, raw: str) -> str | None:
+        """The delivery's state; None without a row."""
+        row = self.row(name, raw)
+        return row.state if row else None
+
+    def queued(self, name: str) -> list[Message]:
+        """Takes what waits on the subscription's queue."""
+        return drain(name)
+
+    def dead_letters(self, name: str) -> list[Message]:
+        """Takes what is on the subscription's dead-letter queue."""
+        depths = broker.queue_depths([dead_letter_queue_name(name)])
+        return drain(dead_letter_queue_name(name)) if depths else []
+
+    def close(self) -> None:
+        """Delete every queue, and the exchange."""
+        pools.reset()
+        broker.delete_queues([*self.names, *map(dead_letter_queue_name, self.names)])
+        with broker.connect() as connection, connection.channel() as channel:
+            channel.exchange_delete(channel_name(self.module))
+            for name in self.names if self._rabbitmq else []:
+                channel.exchange_unbind(
+                    "cos_events.redeliver", native.CELERY_DELAYED_DELIVERY_EXCHANGE, f"#.{name}"
+                )
+
+
+@pytest.fixture
+def bus(database: Engine, broker_url: str, unique: Callable[[str], str]) -> Iterator[Bus]:
+    made = Bus(database, broker_url, unique("bus"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_wake_ups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tests that run tasks by themselves, no publisher is woken."""
+    if "bus" in request.fixturenames:
+        monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+
+
+@pytest.fixture
+def valkey() -> Iterator[EmbeddedValkey]:
+    """A server to stop, freeze and empty; its folder can be reached by `nobody`."""
+    folder = Path(tempfile.mkdtemp(prefix="cos-events-test-"))
+    folder.chmod(0o755)
+    server = EmbeddedValkey(folder / "valkey", "secret")
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder)

@@ -1,0 +1,230 @@
+"""What `BrokerWire` promises while its broker is away, frozen or emptied, on each broker."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from urllib.parse import urlsplit
+
+import pytest
+from kombu import Connection
+from redis import Redis
+
+from cos_events import broker
+from cos_events.broadcast import BrokerWire
+from cos_events.broadcast.rabbitmq import RabbitMQWire
+from cos_events.broadcast.redis import RedisWire
+from cos_events.embedded import EmbeddedValkey
+from cos_events.errors import BroadcastError
+from cos_events.recording import make_envelope
+from cos_events.store.outbox import Pending
+from cos_events.subscription import Subscription
+from cos_events.topology import channel_name
+
+WIRE_TIMEOUT = 0.5
+BOUND = 6.0
+"""Seconds: to connect, to send and to give the connection up may each take the timeout, or more."""
+
+
+class ValkeyOutages:
+    """A Valkey of the test's own goes away, and comes back empty, or is frozen."""
+
+    make_wire = RedisWire
+
+    def __init__(self, valkey: EmbeddedValkey) -> None:
+        self._valkey = valkey
+        self.url = self.plain_url = valkey.url
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        self._valkey.stop()
+        try:
+            yield
+        finally:
+            self._valkey.start()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        assert self._valkey.pid
+        os.kill(self._valkey.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._valkey.pid, signal.SIGCONT)
+
+
+class RabbitMQOutages:
+    """The way to the machine's RabbitMQ, which others use too, is cut or held up."""
+
+    make_wire = RabbitMQWire
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._server = (parts.hostname or "127.0.0.1", parts.port or 5672)
+        self._held, self._cut = threading.Event(), threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        credentials = parts.netloc.rpartition("@")[0]
+        self.plain_url = url
+        self.url = parts._replace(netloc=f"{credentials}@127.0.0.1:{port}").geturl()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._forward, args=(client,), daemon=True).start()
+
+    def _forward(self, client: socket.socket) -> None:
+        with client, suppress(OSError), socket.create_connection(self._server) as server:
+            other = {client: server, server: client}
+            while not self._cut.is_set():
+                # What is held up still waits in the sockets, as before a frozen server.
+                watched = [] if self._held.is_set() else list(other)
+                for ready in select.select(watched, [], [], 0.05)[0]:
+                    if not (data := ready.recv(65_536)):
+                        return
+                    other[ready].sendall(data)
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        self._cut.set()
+        try:
+            yield
+        finally:
+            self._cut.clear()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        self._held.set()
+        try:
+            yield
+        finally:
+            self._held.clear()
+
+    def close(self) -> None:
+        self._cut.set()
+        self._listener.close()
+
+
+Outages = ValkeyOutages | RabbitMQOutages
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def outages(request: pytest.FixtureRequest, environment: Callable[..., None]) -> Iterator[Outages]:
+    """`BROKER_URL` is set to a broker that can go away and freeze."""
+    if request.param == "redis":
+        made: Outages = ValkeyOutages(request.getfixturevalue("valkey"))
+    else:
+        made = RabbitMQOutages(request.getfixturevalue("rabbitmq_url"))
+    environment(BROKER_URL=made.url, COS_EVENTS_WIRE_TIMEOUT=str(WIRE_TIMEOUT))
+    yield made
+    if isinstance(made, RabbitMQOutages):
+        made.close()
+
+
+@pytest.fixture
+def wire(outages: Outages) -> Iterator[BrokerWire]:
+    made = outages.make_wire()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def wanting(outages: Outages, unique: Callable[[str], str]) -> Iterator[Subscription]:
+    """A subscription to a module of the test's own, called like it; nothing of it is left."""
+    name = unique("outage")
+    yield Subscription(name, frozenset({name}))
+    if isinstance(outages, RabbitMQOutages):
+        with Connection(outages.plain_url) as connection, connection.channel() as channel:
+            channel.queue_delete(name)
+            channel.exchange_delete(channel_name(name))
+
+
+def event(wanting: Subscription, number: int = 0, size: int = 10) -> Pending:
+    data = {"n": number, "text": "x" * size}
+    envelope = make_envelope(event_type="event_log", module=wanting.name, data=data)
+    return Pending(number, wanting.name, "event_log", envelope.encode())
+
+
+def queued(queue: str) -> list[str]:
+    with broker.connect() as connection, connection.channel() as channel:
+        messages = iter(lambda: channel.basic_get(queue, no_ack=True), None)
+        bodies = [each.body for each in messages]
+    return [each if isinstance(each, str) else bytes(each).decode() for each in bodies]
+
+
+def fails_in_time(wire: BrokerWire, batch: list[Pending], wanting: Subscription) -> None:
+    started = time.monotonic()
+    with pytest.raises(BroadcastError):
+        wire.send(batch, [wanting])
+    assert time.monotonic() - started < BOUND
+
+
+def outage(outages: Outages, kind: str) -> AbstractContextManager[None]:
+    return outages.away() if kind == "away" else outages.frozen()
+
+
+@pytest.mark.parametrize("kind", ["away", "frozen"])
+def test_a_broker_lost_after_a_send_is_an_error_in_bounded_time_and_then_works_again(
+    outages: Outages, wire: BrokerWire, wanting: Subscription, kind: str
+) -> None:
+    wire.send([event(wanting, 1)], [wanting])
+    with outage(outages, kind):
+        fails_in_time(wire, [event(wanting, 2)], wanting)
+        fails_in_time(wire, [event(wanting, 3)], wanting)
+    last = event(wanting, 4)
+    wire.send([last], [wanting])
+    assert queued(wanting.name)[-1] == last.envelope
+
+
+@pytest.mark.parametrize("kind", ["away", "frozen"])
+def test_a_wire_made_while_its_broker_is_lost_works_once_it_is_there(
+    outages: Outages, wire: BrokerWire, wanting: Subscription, kind: str
+) -> None:
+    with outage(outages, kind):
+        fails_in_time(wire, [event(wanting, 1)], wanting)
+    last = event(wanting, 2)
+    wire.send([last], [wanting])
+    assert queued(wanting.name)[-1] == last.envelope
+
+
+def test_a_batch_larger_than_any_socket_buffer_fails_in_bounded_time_on_a_frozen_broker(
+    outages: Outages, wire: BrokerWire, wanting: Subscription
+) -> None:
+    wire.send([event(wanting, 1)], [wanting])
+    with outages.frozen():
+        fails_in_time(wire, [event(wanting, n, size=100_000) for n in range(200)], wanting)
+
+
+def test_closing_a_wire_on_a_frozen_broker_takes_a_bounded_time(
+    outages: Outages, wire: BrokerWire, wanting: Subscription
+) -> None:
+    wire.send([event(wanting, 1)], [wanting])
+    with outages.frozen():
+        started = time.monotonic()
+        wire.close()
+        assert time.monotonic() - started < BOUND
+
+
+def test_after_flushall_the_next_send_arrives(
+    valkey: EmbeddedValkey, environment: Callable[..., None], unique: Callable[[str], str]
+) -> None:
+    environment(BROKER_URL=valkey.url)
+    name = unique("outage")
+    wanting = Subscription(name, frozenset({name}))
+    wire = RedisWire()
+    wire.send([event(wanting, 1)], [wanting])
+    with Redis.from_url(valkey.url) as redis:
+        redis.flushall()
+    second, third = event(wanting, 2), event(wanting, 3)
+    wire.send([second], [wanting])
+    wire.send([third], [wanting])
+    wire.close()
+    assert queued(name) == [second.envelope, third.envelope]
