@@ -1,0 +1,78 @@
+"""The broker loses everything it held: nothing is missing afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from cos_events import broker, log_l1
+from cos_events.app import register_subscriptions
+from cos_events.cli.processes import workers
+from cos_events.embedded import EmbeddedValkey
+from cos_events.ledger import backlog, verify
+
+EVENTS = 50
+
+PUBLISHER = ("publisher", ["publisher"])
+SUBSCRIBERS = ("subscribers", ["subscriber", "activity", "graph_staging"])
+
+
+@pytest.fixture
+def valkey() -> Iterator[EmbeddedValkey]:
+    """A broker and channel of the test's own: it keeps nothing when it restarts."""
+    folder = Path(tempfile.mkdtemp(prefix="cos-events-test-"))
+    folder.chmod(0o755)
+    server = EmbeddedValkey(folder / "valkey", "a-password")
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def bus(database: Engine, valkey: EmbeddedValkey, environment: Callable[..., None]) -> Engine:
+    """COS's own subscriptions, known before the first event."""
+    environment(
+        REDIS_URL=valkey.url, BROKER_URL=valkey.url, COS_EVENTS_REDELIVER_AFTER="1", PYTHONPATH="."
+    )
+    import workers as deployment
+
+    deployment.app.loader.import_default_modules()
+    register_subscriptions(deployment.app)
+    os.environ.pop("COS_EVENTS_PARENT", None)
+    return database
+
+
+def test_copies_that_waited_in_queues_are_sent_again(
+    bus: Engine, valkey: EmbeddedValkey, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    with workers(tmp_path, [PUBLISHER]):
+        with Session(bus) as session:
+            for number in range(EVENTS):
+                log_l1(
+                    session,
+                    "event_log",
+                    {"level": "INFO", "component": "test", "message": str(number)},
+                )
+            session.commit()
+        eventually(lambda: broker.queue_depths(["activity"]) == {"activity": EVENTS})
+        valkey.stop()
+        valkey.start()
+        assert broker.queue_depths(["activity"]) in ({}, {"activity": 0})
+        with workers(tmp_path, [SUBSCRIBERS]):
+            eventually(lambda: delivered(bus) == [EVENTS, EVENTS], timeout=60)
+    with bus.connect() as connection:
+        assert backlog(connection).rows == 0
+        assert [each.missing for each in verify(connection, grace=0)] == [0, 0]
+
+
+def delivered(engine: Engine) -> list[int]:
+    with engine.connect() as connection:
+        return [each.delivered for each in verify(connection, grace=0)]

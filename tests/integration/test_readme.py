@@ -1,0 +1,87 @@
+"""The README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from cos_events.app import register_subscriptions
+from cos_events.settings import Settings
+from cos_events.store.models import DeliveryRow, OutboxRow
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@cache
+def run_blocks() -> dict[str, Any]:
+    """Both blocks, run as one module."""
+    names: dict[str, Any] = {"__name__": "shop"}
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec", dont_inherit=True), names)  # noqa: S102
+    return names
+
+
+@pytest.fixture
+def shop(database: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The README's application, on a database of its own."""
+    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+    register_subscriptions(run_blocks()["app"])
+    return run_blocks()
+
+
+def test_an_order_is_recorded_and_delivered_to_both_subscriptions(
+    shop: dict[str, Any], database: Engine
+) -> None:
+    with Session(database) as session:
+        shop["place_order"](session, 7)
+    with database.connect() as connection:
+        (envelope,) = connection.scalars(select(OutboxRow.envelope)).all()
+    for name in ("receipts", "stock"):
+        shop["app"].tasks[name].apply(args=([envelope],)).get()
+    with database.connect() as connection:
+        rows = connection.execute(select(DeliveryRow.subscription, DeliveryRow.state)).all()
+    assert sorted(rows) == [("receipts", "delivered"), ("stock", "delivered")]
+
+
+def test_a_rejected_order_is_a_dead_letter(shop: dict[str, Any], database: Engine) -> None:
+    shop["app"].conf.broker_url = "memory://"
+    with Session(database) as session:
+        shop["place_order"](session, -1)
+    with database.connect() as connection:
+        (envelope,) = connection.scalars(select(OutboxRow.envelope)).all()
+    shop["app"].tasks["receipts"].apply(args=([envelope],)).get()
+    with database.connect() as connection:
+        row = connection.execute(select(DeliveryRow.state, DeliveryRow.error)).one()
+    assert row == ("dead", "rejected: Rejected: no such order")
+
+
+def test_every_setting_stands_in_the_documentation_with_its_default() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    table = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page, re.MULTILINE))
+    settings = {
+        (field.alias or name).upper(): field.default
+        for name, field in Settings.model_fields.items()
+    }
+    assert table.keys() == settings.keys()
+    defaults = {
+        name: str(default).lower() if isinstance(default, bool) else str(default)
+        for name, default in settings.items()
+        if name != "BROKER_URL"
+    }
+    assert {name: table[name] for name in defaults} == defaults
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/architecture.md", "docs/reliability.md"])
+def test_every_link_and_module_of_a_page_exists(file: str) -> None:
+    page = (ROOT / file).read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page):
+        assert ((ROOT / file).parent / target).exists(), target
+    for test in re.findall(r"`(tests/[\w/]+\.py)`", page):
+        assert (ROOT / test).exists(), test
