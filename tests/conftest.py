@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 from uuid import uuid4
 
@@ -138,3 +141,15 @@ def clean_queues(broker_url: str) -> Iterator[list[str]]:
     names: list[str] = []
     yield names
     broker.delete_queues(names)
+
+
+@pytest.fixture
+def valkey() -> Iterator[embedded.EmbeddedValkey]:
+    """A server to stop, freeze and empty; its folder can be reached by `nobody`."""
+    folder = Path(tempfile.mkdtemp(prefix="cos-events-test-"))
+    folder.chmod(0o755)
+    server = embedded.EmbeddedValkey(folder / "valkey", "secret")
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -80,3 +80,17 @@ def slow(message: Envelope, session: Session) -> None:
     if not noted("slow_attempt", message):
         threading.Event().wait()
     note(session, "slow", message)
+
+
+@subscriber(
+    f"{PREFIX}_overtime",
+    event_types=["overtime"],
+    time_limit=1,
+    retry_backoff=False,
+    default_retry_delay=1,
+)
+def overtime(message: Envelope, session: Session) -> None:
+    """Hangs at its first attempt, until its time limit ends it."""
+    if not noted("overtime_attempt", message):
+        threading.Event().wait()
+    note(session, "overtime", message)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,18 +20,6 @@ EVENTS = 50
 
 PUBLISHER = ("publisher", ["publisher"])
 SUBSCRIBERS = ("subscribers", ["subscriber", "activity", "graph_staging"])
-
-
-@pytest.fixture
-def valkey() -> Iterator[EmbeddedValkey]:
-    """A broker and channel of the test's own: it keeps nothing when it restarts."""
-    folder = Path(tempfile.mkdtemp(prefix="cos-events-test-"))
-    folder.chmod(0o755)
-    server = EmbeddedValkey(folder / "valkey", "a-password")
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

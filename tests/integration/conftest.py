@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +12,7 @@ from kombu.transport import native_delayed_delivery as native
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from cos_events import Envelope, broker, install, record_event, subscriber
-from cos_events.embedded import EmbeddedValkey
+from cos_events import Envelope, broker, capture, install, record_event, subscriber
 from cos_events.store import subscriptions
 from cos_events.store.models import DeliveryRow, OutboxRow
 from cos_events.subscribers import subscribers_of
@@ -125,12 +121,20 @@ def _no_wake_ups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def valkey() -> Iterator[EmbeddedValkey]:
-    """A server to stop, freeze and empty; its folder can be reached by `nobody`."""
-    folder = Path(tempfile.mkdtemp(prefix="cos-events-test-"))
-    folder.chmod(0o755)
-    server = EmbeddedValkey(folder / "valkey", "secret")
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(folder)
+def woken(monkeypatch) -> list[list[int]]:
+    """The ids handed to the dispatcher, one list a wake-up."""
+    handed_over: list[list[int]] = []
+    monkeypatch.setattr(capture, "wake", lambda ids: handed_over.append(list(ids)))
+    return handed_over
+
+
+@pytest.fixture
+def committed(database: Engine) -> Callable[[], dict[str, int]]:
+    """What another connection sees: event type → outbox id."""
+
+    def read() -> dict[str, int]:
+        with database.connect() as connection:
+            rows = connection.execute(select(OutboxRow.event_type, OutboxRow.id))
+            return {row.event_type: row.id for row in rows}
+
+    return read

@@ -3,32 +3,11 @@
 from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from cos_events import capture, record_event
-from cos_events.store.models import OutboxRow
-
-
-@pytest.fixture
-def woken(monkeypatch) -> list[list[int]]:
-    """The ids handed to the dispatcher, one list a wake-up."""
-    handed_over: list[list[int]] = []
-    monkeypatch.setattr(capture, "wake", lambda ids: handed_over.append(list(ids)))
-    return handed_over
-
-
-@pytest.fixture
-def committed(database: Engine) -> Callable[[], dict[str, int]]:
-    """What another connection sees: event type → outbox id."""
-
-    def read() -> dict[str, int]:
-        with database.connect() as connection:
-            rows = connection.execute(select(OutboxRow.event_type, OutboxRow.id))
-            return {row.event_type: row.id for row in rows}
-
-    return read
+from cos_events import record_event
 
 
 def ids(committed: Callable[[], dict[str, int]], *event_types: str) -> list[int]:

@@ -5,34 +5,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, insert, select, text
+from sqlalchemy import event, insert, select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from cos_events import capture, dispatcher, record_event
+from cos_events import dispatcher, record_event
 from cos_events.store.models import OutboxRow
 
 JOIN_MODES = ["conditional_savepoint", "rollback_only", "control_fully", "create_savepoint"]
-
-
-@pytest.fixture
-def woken(monkeypatch) -> list[list[int]]:
-    """The ids handed to the dispatcher, one list a wake-up."""
-    handed_over: list[list[int]] = []
-    monkeypatch.setattr(capture, "wake", lambda ids: handed_over.append(list(ids)))
-    return handed_over
-
-
-@pytest.fixture
-def committed(database: Engine) -> Callable[[], dict[str, int]]:
-    """What another connection sees: event type → outbox id."""
-
-    def read() -> dict[str, int]:
-        with database.connect() as connection:
-            rows = connection.execute(select(OutboxRow.event_type, OutboxRow.id))
-            return {row.event_type: row.id for row in rows}
-
-    return read
 
 
 def ids(committed: Callable[[], dict[str, int]], *event_types: str) -> list[int]:

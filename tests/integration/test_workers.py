@@ -20,17 +20,18 @@ import pytest
 from kombu import Queue, pools
 from kombu.transport.native_delayed_delivery import CELERY_DELAYED_DELIVERY_EXCHANGE
 from redis import Redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from cos_events import broker, record_event
+from cos_events.store.models import DeliveryRow
 from cos_events.subscribers import subscribers_of
 from cos_events.task_message import task_headers
 from cos_events.topology import PUBLISH_QUEUE, channel_name
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.apps.busapp"
-KINDS = ("plain", "session", "coroutine", "flaky", "batch", "patient", "slow")
+KINDS = ("plain", "session", "coroutine", "flaky", "batch", "patient", "slow", "overtime")
 
 
 class Team:
@@ -247,6 +248,21 @@ def test_an_event_whose_worker_process_is_killed_is_delivered_in_the_end(team: T
     os.kill(child, signal.SIGKILL)
     team.expect(ids, "slow")
     assert len(team.pids("slow_attempt")) == 2
+
+
+def test_a_hard_time_limit_is_a_failed_attempt_that_is_retried(
+    team: Team, database: Engine
+) -> None:
+    team.start()
+    ids = team.record(1, "overtime")
+    team.expect(ids, "overtime")
+    assert len(team.pids("overtime_attempt")) == 2
+    with database.connect() as connection:
+        name = team.queue("overtime")
+        attempts = connection.scalars(
+            select(DeliveryRow.attempts).where(DeliveryRow.subscription == name)
+        ).all()
+    assert attempts == [2]
 
 
 def test_a_warm_shutdown_with_a_half_gathered_batch_loses_nothing(team: Team) -> None:

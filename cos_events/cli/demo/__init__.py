@@ -40,30 +40,31 @@ def command(broker_url: str | None, source: Path | None, events: int) -> None:
     from cos_events.cli.demo.trouble import FOLDER
 
     # A stop by the system must clean up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt_once)
-    signal.signal(signal.SIGINT, _interrupt_once)
-    sys.unraisablehook = _interrupt_again
-    with (
-        tempfile.TemporaryDirectory(prefix="cos-events-demo-") as folder,
-        available(None, broker_url) as which,
-    ):
-        os.environ[FOLDER] = folder
-        raise SystemExit(Story(Path(folder), which, source, events).tell())
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="cos-events-demo-") as folder,
+            available(None, broker_url) as which,
+        ):
+            os.environ[FOLDER] = folder
+            raise SystemExit(Story(Path(folder), which, source, events).tell())
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _interrupt_once(*_: object) -> None:
-    """Ctrl-C, except while the cleaning up after another is under way: it must not be cut short."""
+def _interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt, again and again until the cleaning up is under way.
+
+    One that is raised within a destructor or an import may be swallowed there, and one that is
+    raised while cleaning up would cut that short.
+    """
     under_way = sys.exc_info()[1]
     while under_way is not None:
         if isinstance(under_way, KeyboardInterrupt):
             return
         under_way = under_way.__context__
+    again = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
     raise KeyboardInterrupt
-
-
-def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
-    """A Ctrl-C that came within a destructor, such as `Redis.__del__`, was swallowed there."""
-    if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
-        sys.__unraisablehook__(lost)
