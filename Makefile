@@ -19,8 +19,8 @@ demo: $(STAMP) ## Watch events travel, on servers of its own (ARGS="--events 200
 	$(BIN)/cos-events demo $(ARGS)
 
 .PHONY: test
-test: $(STAMP) ## Run all tests, with coverage (ARGS="-k name …")
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+test: $(STAMP) ## Run all tests, with coverage (ARGS="-k name …": some, without)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term:skip-covered)
 
 .PHONY: check
 check: lint types security ## Lint, types and security scan

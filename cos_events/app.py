@@ -9,14 +9,12 @@ from celery import Celery, signals
 from cos_events import broker
 from cos_events.consumer import DeliveryStep, RelayStep
 from cos_events.errors import CosEventsError
-from cos_events.publisher import publish
+from cos_events.publisher import publish  # noqa: F401 - the task, which each application has
 from cos_events.settings import get_settings
 from cos_events.store import subscriptions
 from cos_events.store.engine import explained, get_engine
 from cos_events.subscribers import subscribers_of
-from cos_events.topology import is_rabbitmq, publish_queue, subscription_queue
-
-__all__ = ["install", "publish", "register_subscriptions"]
+from cos_events.topology import publish_queue, subscription_queue
 
 
 def install(app: Celery) -> Celery:
@@ -26,7 +24,8 @@ def install(app: Celery) -> Celery:
     own tasks.
 
     What the application has configured stays; only what it left open is filled in. The broker is
-    the application's; the database is `DATABASE_URL`, the channel `REDIS_URL`.
+    the application's (of several installed in one process, the last one's); the database is
+    `DATABASE_URL`, the channel `REDIS_URL`.
 
     Args:
         app: any Celery application; call this where it is made.
@@ -57,7 +56,7 @@ def register_subscriptions(app: Celery) -> None:
 def _bound_waiting(sender: Celery, **_: Any) -> None:
     """Let a frozen broker fail in bounded time, where the application does not say otherwise."""
     conf = sender.conf
-    bounds = broker.transport_options(conf.broker_url)
+    bounds = broker.transport_options(broker.broker_url())
     conf.broker_transport_options = {**bounds, **(conf.broker_transport_options or {})}
 
 
@@ -75,7 +74,7 @@ def _declare_queues(instance: Any, **_: Any) -> None:
     app: Celery = instance.app
     if DeliveryStep not in app.steps["consumer"]:
         return
-    rabbitmq = is_rabbitmq(app.conf.broker_url)
+    rabbitmq = broker.on_rabbitmq()
     modules = [get_settings().module]
     app.amqp.queues.select_add(publish_queue())
     for each in subscribers_of(app).values():

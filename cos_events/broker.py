@@ -24,9 +24,11 @@ def use(app: Celery) -> None:
 
 def broker_url() -> str:
     """The broker of the installed Celery application, otherwise `BROKER_URL`."""
-    if _installed:
-        return str(_installed[0].conf.broker_write_url or _installed[0].conf.broker_url)
-    return get_settings().broker_url
+    if not _installed:
+        return get_settings().broker_url
+    conf = _installed[0].conf
+    urls = conf.broker_write_url or conf.broker_url
+    return str(urls if isinstance(urls, str) else urls[0]).split(";")[0]
 
 
 def on_rabbitmq() -> bool:
@@ -47,10 +49,12 @@ def connect() -> Any:
 
     Typed as Any: the stubs of kombu lack `Producer.batch` and most of a channel's methods.
     """
+    timeout = get_settings().wire_timeout
+    if _installed:
+        # With its own transport options, TLS and failover; `install` saw to the timeouts.
+        return _installed[0].connection_for_write(connect_timeout=timeout)
     url = broker_url()
-    return Connection(
-        url, connect_timeout=get_settings().wire_timeout, transport_options=transport_options(url)
-    )
+    return Connection(url, connect_timeout=timeout, transport_options=transport_options(url))
 
 
 def body_of(message: Any) -> bytes:

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from celery import bootsteps
-from celery.exceptions import Reject, TimeLimitExceeded
+from celery.exceptions import Reject, TimeLimitExceeded, WorkerLostError
 from celery.worker.consumer import Consumer, Tasks
 from celery.worker.request import Request
 from kombu.message import Message
@@ -71,24 +71,31 @@ class TaskMessage(Message):
 
 
 class DeliveryRequest(Request):
-    """Celery's request, by its own extension point: a hard time limit is a failed attempt too.
+    """Celery's request, by its own extension point: a child that was killed is a failed attempt.
 
-    The pool's child is killed then, so that only the worker itself can say so.
+    By its hard time limit, by the system, or by the message itself: only the worker's main process
+    can say so. Otherwise a message that kills its worker would come back for ever, and with it the
+    others of its batch.
     """
 
-    def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Note the failure of each envelope before Celery acknowledges them."""
-        if not soft:
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """Note the failure of each envelope before Celery acknowledges or requeues them."""
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, TimeLimitExceeded | WorkerLostError):
             try:
-                self._fail(TimeLimitExceeded(timeout))
+                self._fail(error)
             except Reject:
                 self.reject(requeue=True)
-        super().on_timeout(soft, timeout)
+            else:
+                self.acknowledge()
+        super().on_failure(exc_info, send_failed_event, return_ok)
 
-    def _fail(self, error: TimeLimitExceeded) -> None:
+    def _fail(self, error: Exception) -> None:
         task: Any = self.task
         for raw in self.args[0]:
-            # What cannot be decoded was buried before the handler ran.
+            # What cannot be decoded is no attempt of the handler.
             with suppress(InvalidEnvelope):
                 fail(task, task.subscriber, raw, self.request_dict["retries"], error)
 
@@ -180,8 +187,8 @@ class DeliveryStep(bootsteps.StartStopStep):
         return on_message
 
     def _gathering_of(self, message: Message) -> Gathering | None:
-        info = message.delivery_info or {}
-        return self._gatherings.get(info.get("routing_key", ""))
+        name = (message.delivery_info or {}).get("routing_key")
+        return self._gatherings.get(name) if isinstance(name, str) else None
 
     def _undecodable(self, message: Message, error: Exception) -> None:
         gathering = self._gathering_of(message)

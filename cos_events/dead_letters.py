@@ -12,6 +12,7 @@ from uuid import UUID
 from celery import Celery
 from celery.exceptions import Reject
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from cos_events import broker
 from cos_events.broadcast import send_to_queue
@@ -20,12 +21,26 @@ from cos_events.errors import BroadcastError, InvalidEnvelope, SubscriptionError
 from cos_events.store import deliveries, subscriptions
 from cos_events.store.engine import explained, get_engine
 from cos_events.subscription import Subscription
-from cos_events.topology import dead_letter_queue, is_rabbitmq
+from cos_events.topology import dead_letter_queue
 
 logger = logging.getLogger(__name__)
 
 MAX_ERROR_LENGTH = 2_000
 """The most characters of an error that are kept."""
+
+
+def describe(error: BaseException) -> str:
+    """An error's type and text, fit to be kept and shown.
+
+    Of a database error only the SQLSTATE: its text quotes values. What PostgreSQL cannot store is
+    escaped.
+    """
+    try:
+        text = f"SQLSTATE {error.orig.pgcode}" if isinstance(error, DBAPIError) else str(error)  # type: ignore[union-attr]
+    except Exception as unreadable:  # noqa: BLE001 - an exception of somebody else's
+        text = f"its text cannot be read ({type(unreadable).__name__})"
+    clean = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return f"{type(error).__name__}: {clean}"[:MAX_ERROR_LENGTH]
 
 
 def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
@@ -45,7 +60,7 @@ def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
     """
     headers = {
         "error_type": type(error).__name__,
-        "error": str(error)[:MAX_ERROR_LENGTH],
+        "error": describe(error),
         "attempts": attempts,
         "first_failed_at": format_timestamp(first_failed_at),
     }
@@ -73,7 +88,7 @@ def bury_unusable(app: Celery, subscription: str, raw: str, reason: str) -> None
 def _publish(
     app: Celery, subscription: str, body: bytes, reason: str, headers: dict[str, Any]
 ) -> None:
-    queue = dead_letter_queue(subscription, rabbitmq=is_rabbitmq(app.conf.broker_url))
+    queue = dead_letter_queue(subscription, rabbitmq=broker.on_rabbitmq())
     with app.producer_pool.acquire(block=True, timeout=5) as producer:
         producer.publish(
             body,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from celery.exceptions import Reject, Retry
-from sqlalchemy.orm import Session
 
 from cos_events import dead_letters
+from cos_events.attempt import LedgerAway, attempt
 from cos_events.envelope import Envelope
-from cos_events.errors import InvalidEnvelope, Unsuccessful
-from cos_events.process import PerThread
+from cos_events.errors import InvalidEnvelope
 from cos_events.retry import Dead, RetryAfter
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine
@@ -30,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 LEDGER_AWAY_DELAY = 5.0
 """Seconds until the next try when a failure cannot be noted; that try counts as no attempt."""
-
-_loop = PerThread(asyncio.Runner)
 
 
 def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -> None:
@@ -50,39 +45,63 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
         Reject: the broker shall keep the message, since nothing could be said about it elsewhere.
     """
     envelopes: dict[str, Envelope] = {}
+    unusable: dict[str, str] = {}
     for raw in raws:
         try:
             envelope = Envelope.decode(raw.encode("utf-8", "surrogateescape"))
-        except (InvalidEnvelope, UnicodeEncodeError) as error:
-            dead_letters.bury_unusable(task.app, subscriber.name, raw, str(error))
+        except (InvalidEnvelope, UnicodeEncodeError) as invalid:
+            unusable[raw] = str(invalid)
         else:
             if subscriber.subscription.wants(envelope.source_module, envelope.event_type):
                 envelopes[raw] = envelope
-    if len(envelopes) > 1:
-        try:
-            strangers = _attempt(subscriber, list(envelopes.values()), task.request.retries)
-        except Exception as error:  # noqa: BLE001 - whatever the handler raises
-            logger.info("%s: a batch failed (%r); its messages are tried singly", task.name, error)
-        else:
-            _bury_strangers(task, envelopes, strangers)
-            return
-    for raw, envelope in envelopes.items():
-        _deliver_one(task, subscriber, raw, envelope, alone=len(raws) == 1)
+    retry: RetryAfter | None = None
+    error: Exception | None = None
+    if len(envelopes) < 2 or not _deliver_batch(task, subscriber, envelopes):
+        for raw, envelope in envelopes.items():
+            retry, error = _deliver_one(task, subscriber, raw, envelope)
+    # Last, so that a dead-letter queue that cannot be written holds up no good event.
+    for raw, reason in unusable.items():
+        dead_letters.bury_unusable(task.app, subscriber.name, raw, reason)
+    if retry and len(raws) == 1:
+        when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
+        raise Retry(exc=error, when=when)
+
+
+def _deliver_batch(
+    task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
+) -> bool:
+    """Try them in one call; False if its messages are to be tried singly."""
+    try:
+        strangers = attempt(subscriber, list(envelopes.values()), task.request.retries)
+    except LedgerAway as away:
+        _wait_for_ledger(task, envelopes, away)
+    except Exception as error:  # noqa: BLE001 - whatever the handler raises
+        reason = dead_letters.describe(error)
+        logger.info("%s: a batch failed (%s); its messages are tried singly", task.name, reason)
+        return False
+    else:
+        _bury_strangers(task, envelopes, strangers)
+    return True
 
 
 def _deliver_one(
-    task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope, *, alone: bool
-) -> None:
-    retries = task.request.retries
+    task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope
+) -> tuple[RetryAfter | None, Exception | None]:
     try:
-        strangers = _attempt(subscriber, [envelope], retries)
-    except Exception as error:
-        retry = fail(task, subscriber, raw, retries, error)
-        if retry and alone:
-            when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
-            raise Retry(exc=error, when=when) from error
-    else:
-        _bury_strangers(task, {raw: envelope}, strangers)
+        strangers = attempt(subscriber, [envelope], task.request.retries)
+    except LedgerAway as away:
+        return _wait_for_ledger(task, [raw], away), away
+    except Exception as error:  # noqa: BLE001 - whatever the handler raises
+        return fail(task, subscriber, raw, task.request.retries, error), error
+    _bury_strangers(task, {raw: envelope}, strangers)
+    return None, None
+
+
+def _wait_for_ledger(task: Task[Any, Any], raws: Iterable[str], away: Exception) -> RetryAfter:
+    logger.warning("%s: PostgreSQL is away, its events wait: %s", task.name, away)
+    for raw in raws:
+        _send_again(task, raw, LEDGER_AWAY_DELAY, task.request.retries)
+    return RetryAfter(LEDGER_AWAY_DELAY)
 
 
 def fail(
@@ -128,54 +147,6 @@ def fail(
     return None
 
 
-def _attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> set[UUID]:
-    """Call the handler for those of the envelopes that the subscription has not had.
-
-    Returns:
-        The ids among them that were never recorded in this database.
-
-    Raises:
-        Exception: whatever the handler raised; then nothing of it is delivered.
-    """
-    ids = {envelope.base_log_id for envelope in envelopes}
-    if subscriber.wants_session:
-        with Session(get_engine()) as session, session.begin():
-            fresh = deliveries.settle(session, subscriber.name, ids, retries + 1)
-            _call(subscriber, [e for e in envelopes if e.base_log_id in fresh], session=session)
-            had = deliveries.states(session, subscriber.name, ids - fresh) if fresh < ids else {}
-        return ids - fresh - had.keys()
-    with get_engine().connect() as connection:
-        states = deliveries.states(connection, subscriber.name, ids)
-    due = [e for e in envelopes if states.get(e.base_log_id, "unknown") in (None, "retrying")]
-    if due:
-        _call(subscriber, due)
-        with get_engine().begin() as connection:
-            due_ids = {envelope.base_log_id for envelope in due}
-            deliveries.settle(connection, subscriber.name, due_ids, retries + 1)
-    return ids - states.keys()
-
-
-def _call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) -> None:
-    if not envelopes:
-        return
-    try:
-        result = subscriber.handle(
-            envelopes if subscriber.batch_size > 1 else envelopes[0], **session
-        )
-        if inspect.isawaitable(result):
-            result = _loop.get().run(_awaited(result))
-    except SystemExit as error:
-        raise Unsuccessful(f"{subscriber.name} called sys.exit()") from error
-    except asyncio.CancelledError as error:
-        raise Unsuccessful(f"{subscriber.name} was cancelled") from error
-    if result is False:
-        raise Unsuccessful(f"{subscriber.name} returned False")
-
-
-async def _awaited(result: Any) -> Any:
-    return await result
-
-
 def _bury_strangers(
     task: Task[Any, Any], envelopes: dict[str, Envelope], strangers: set[UUID]
 ) -> None:
@@ -188,7 +159,7 @@ def _bury_strangers(
 def _note(
     name: str, event_id: UUID, outcome: RetryAfter | Dead, attempts: int, error: Exception
 ) -> datetime | None:
-    text = f"{type(error).__name__}: {error}"[: dead_letters.MAX_ERROR_LENGTH]
+    text = dead_letters.describe(error)
     with get_engine().begin() as connection:
         return deliveries.note_failure(
             connection,
@@ -211,6 +182,7 @@ def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) ->
             retries=retries,
             countdown=seconds,
             queue=task.name,
+            serializer="json",
             argsrepr="(<1 event>,)",
             kwargsrepr="{}",
             retry=False,

@@ -46,7 +46,8 @@ def is_wrapper(item: bytes) -> bool:
         return (
             isinstance(wrapper["body"], str)
             and isinstance(properties["delivery_tag"], str)
-            and {"exchange", "routing_key"} <= set(properties["delivery_info"])
+            and isinstance(properties["delivery_info"]["exchange"], str)
+            and isinstance(properties["delivery_info"]["routing_key"], str)
             and properties.get("body_encoding") in (None, "base64")
             and isinstance(wrapper.get("headers"), dict | None)
         )

@@ -3,18 +3,20 @@
 Two sweeps, in a thread of each publisher, any number of which may run at once. The first publishes
 outbox rows that no wake-up came for. The second sends to a subscription's own queue what was
 published long ago but has no delivery row (its worker was killed, its queue or the broker's whole
-memory was lost), and retries whose time is long over. It sends nothing while messages still wait in
-that queue: then the workers are behind, and nothing is lost.
+memory was lost), and retries whose time is long over. While messages still wait in that queue, its
+workers are behind: then only what later events have overtaken counts as lost.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 
-from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, Row
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from cos_events import broker
 from cos_events.broadcast import send_to_queue
@@ -25,6 +27,9 @@ from cos_events.store import redelivery, subscriptions
 from cos_events.store.engine import get_engine
 from cos_events.store.redelivery import Snapshot
 from cos_events.subscription import Subscription
+
+LOCK_TIMEOUT_MS = 50
+"""Milliseconds that the relay waits for a row that a handler's transaction holds."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,26 +69,45 @@ class Redelivery:
     def _sweep_one(self, subscription: Subscription) -> int:
         name = subscription.name
         with self._engine.begin() as connection:
-            if not redelivery.lock(connection, name):
+            if not subscriptions.lock(connection, name, wait=False):
                 return 0
             missing = redelivery.without_delivery(connection, name, self._after, BATCH_SIZE)
-            settled = missing[0].id - 1 if missing else self._horizon
+            settled = missing[0][0] - 1 if missing else self._horizon
             redelivery.advance(connection, name, min(settled, self._horizon))
-            lost = [outbox_id for outbox_id, overdue in missing if overdue]
-            late = redelivery.has_late_retries(connection, name, self._after)
-            if not (lost or late):
+        # In a transaction of its own: what follows may wait for a handler's.
+        with self._engine.begin() as connection:
+            if not subscriptions.lock(connection, name, wait=False):
                 return 0
-            depths = broker.queue_depths([name])
-            if depths is None or depths.get(name):
-                return 0
-            again = [
-                *redelivery.note_sent_again(connection, name, lost, self._after),
-                *redelivery.take_late_retries(connection, name, self._after, BATCH_SIZE),
-            ]
+            again = self._take(connection, name, missing)
+        if not again:
+            return 0
         # Noted first: a relay that dies in between leaves a delay, not a flood of copies.
-        send_to_queue(subscription, [(envelope, attempts) for envelope, attempts in again])
+        send_to_queue(subscription, again)
         logger.warning("%s: %d events had got lost and are sent again", name, len(again))
         return len(again)
+
+    def _take(
+        self, connection: Connection, name: str, missing: Sequence[Row[int, bool, bool]]
+    ) -> list[tuple[str, int]]:
+        overdue = [each[0] for each in missing if each[1]]
+        late = redelivery.has_late_retries(connection, name, self._after)
+        if not (overdue or late):
+            return []
+        depths = broker.queue_depths([name])
+        if depths is None:
+            return []
+        lost = [each[0] for each in missing if each[2]] if depths.get(name) else overdue
+        again: list[tuple[str, int]] = []
+        for outbox_ids in (lost, *([each] for each in lost)):
+            # A handler that runs right now holds its event's row: the batch then goes one by one.
+            with suppress(OperationalError), connection.begin_nested():
+                redelivery.wait_at_most(connection, LOCK_TIMEOUT_MS)
+                again += redelivery.note_sent_again(connection, name, outbox_ids, self._after)
+                if outbox_ids is lost:
+                    break
+        if late and not depths.get(name):
+            again += redelivery.take_late_retries(connection, name, self._after, BATCH_SIZE)
+        return again
 
 
 class Relay:

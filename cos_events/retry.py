@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
-from celery.exceptions import Reject
+from celery.exceptions import Reject, WorkerLostError
 from celery.utils.time import get_exponential_backoff_interval
 
 from cos_events.errors import Rejected, SubscriptionError
@@ -84,10 +84,16 @@ class RetryPolicy:
         """What follows `error` after `retries` earlier retries."""
         if isinstance(error, self.rejections):
             return Dead("rejected")
+        if isinstance(error, WorkerLostError):
+            # Whatever kills a process is no exception that anybody could list.
+            return self._again(retries)
         if isinstance(error, tuple(self.dont_autoretry_for)) or not isinstance(
             error, tuple(self.autoretry_for)
         ):
             return Dead("not an error to retry")
+        return self._again(retries)
+
+    def _again(self, retries: int) -> RetryAfter | Dead:
         if self.max_retries is not None and retries >= self.max_retries:
             return Dead("retries exhausted")
         if not self.retry_backoff:

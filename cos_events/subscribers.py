@@ -67,12 +67,16 @@ class Subscriber:
         return self.subscription.name
 
     def start_consuming(self, destination: Sequence[str] | None = None) -> None:
-        """Have running workers (all, or those named by `destination`) consume the queue."""
-        current_app.control.add_consumer(self.name, destination=destination)
+        """Have running workers consume the queue: those named, or all that know the task."""
+        current_app.control.add_consumer(self.name, destination=destination or self._workers())
 
     def stop_consuming(self, destination: Sequence[str] | None = None) -> None:
         """Have running workers leave the queue alone: its messages wait, on the broker."""
         current_app.control.cancel_consumer(self.name, destination=destination)
+
+    def _workers(self) -> list[str]:
+        registered = current_app.control.inspect().registered() or {}
+        return [node for node, tasks in registered.items() if self.name in tasks]
 
 
 def subscriber(

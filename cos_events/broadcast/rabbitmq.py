@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Subscription
 from cos_events.topology import channel_name, declare, fanout_exchange, subscription_queue
+
+logger = logging.getLogger(__name__)
 
 
 class RabbitMQWire:
@@ -70,16 +73,17 @@ class RabbitMQWire:
         wanted: set[tuple[str, Subscription | None]] = {(module, None)}
         wanted |= {(module, s) for s in subscriptions if s.modules is None or module in s.modules}
         for missing in wanted - self._declared:
-            subscription = missing[1]
-            declare(
-                self._connection,
-                [
-                    fanout_exchange(module)
-                    if subscription is None
-                    else subscription_queue(subscription.name, [module], rabbitmq=True)
-                ],
-            )
             self._declared.add(missing)
+            subscription = missing[1]
+            if subscription is None:
+                declare(self._connection, [fanout_exchange(module)])
+                continue
+            queue = subscription_queue(subscription.name, [module], rabbitmq=True)
+            try:
+                declare(self._connection, [queue])
+            except self._connection.channel_errors as error:
+                # One queue that somebody made otherwise must not stop all the others.
+                logger.error("queue %s cannot be used: %s; delete it", queue.name, error)  # noqa: TRY400
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
         if multiple:

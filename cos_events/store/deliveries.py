@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, func, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -71,17 +71,20 @@ def _upsert(
     written = statement.on_conflict_do_update(
         index_elements=["subscription", "event_id"],
         set_={**{name: statement.excluded[name] for name in values}, "updated_at": func.now()},
-        where=DeliveryRow.state == "retrying",
+        where=_may_run(statement.excluded.attempts),
     ).returning(DeliveryRow.event_id, DeliveryRow.created_at)
     return {row.event_id: row.created_at for row in executor.execute(written)}
 
 
-def states(
-    executor: Executor, subscription: str, event_ids: Iterable[UUID]
-) -> dict[UUID, DeliveryState | None]:
-    """The state of each recorded event of these; None: not yet had. Unrecorded ones are absent."""
+def due(
+    executor: Executor, subscription: str, event_ids: Iterable[UUID], attempts: int
+) -> dict[UUID, bool]:
+    """Whether attempt number `attempts` at each of these events may run; unrecorded are absent."""
     rows = executor.execute(
-        select(OutboxRow.event_id, DeliveryRow.state)
+        select(
+            OutboxRow.event_id,
+            or_(DeliveryRow.event_id.is_(None), _may_run(literal(attempts))).label("due"),
+        )
         .outerjoin(
             DeliveryRow,
             and_(
@@ -91,7 +94,16 @@ def states(
         )
         .where(OutboxRow.event_id == func.any(list(event_ids)))
     )
-    return {row.event_id: row.state for row in rows}
+    return {row.event_id: row.due for row in rows}
+
+
+def _may_run(attempts: ColumnElement[int]) -> ColumnElement[bool]:
+    # An old copy of an event that waits for its retry may not run before that: it would start a
+    # second chain of retries.
+    return and_(
+        DeliveryRow.state == "retrying",
+        or_(DeliveryRow.attempts < attempts, DeliveryRow.next_attempt_at <= func.now()),
+    )
 
 
 def dead(

@@ -17,8 +17,13 @@ CONNECT_TIMEOUT = 5
 
 
 def make_engine(url: str) -> Engine:
-    """An engine that notices a restarted server before it uses a connection."""
-    return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT})
+    """An engine that notices a restarted server in time, and puts no values into its errors."""
+    return create_engine(
+        url,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={"connect_timeout": CONNECT_TIMEOUT},
+    )
 
 
 _engine = PerProcess(lambda: make_engine(get_settings().database_url))

@@ -12,9 +12,9 @@ from sqlalchemy import (
     Row,
     and_,
     exists,
+    false,
     func,
     literal,
-    literal_column,
     or_,
     select,
     text,
@@ -24,6 +24,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute
 
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+
+RECENT = 1_000
+"""How many of the newest events are looked at to see how far a subscription has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +57,28 @@ def snapshot(connection: Connection) -> Snapshot:
     return Snapshot(last_id or 0, following, oldest)
 
 
-def lock(connection: Connection, subscription: str) -> bool:
-    """Have this subscription to oneself until the transaction ends; False if another relay has."""
-    return bool(
-        connection.scalar(
-            select(
-                func.pg_try_advisory_xact_lock(
-                    func.hashtext("cos_events.relay"), func.hashtext(subscription)
-                )
-            )
-        )
-    )
-
-
 def without_delivery(
     connection: Connection, subscription: str, overdue: timedelta, limit: int
-) -> Sequence[Row[int, bool]]:
-    """The oldest events above the watermark that have no delivery row: id, and whether overdue."""
+) -> Sequence[Row[int, bool, bool]]:
+    """The oldest events above the watermark that have no delivery row.
+
+    Returns:
+        For each its id; whether it is overdue; and whether one that was published later by as much
+        has been delivered already, so that it cannot be still in the queue.
+    """
+    newest = select(OutboxRow.event_id, OutboxRow.published_at).order_by(OutboxRow.id.desc())
+    recent = newest.limit(RECENT).subquery()
+    overtaken_by = (
+        select(func.max(recent.c.published_at))
+        .join(DeliveryRow, DeliveryRow.event_id == recent.c.event_id)
+        .where(DeliveryRow.subscription == subscription, DeliveryRow.state == "delivered")
+        .scalar_subquery()
+    )
     return connection.execute(
         select(
             OutboxRow.id,
-            func.coalesce(OutboxRow.published_at < func.now() - overdue, literal_column("false")),
+            func.coalesce(OutboxRow.published_at < func.now() - overdue, false()),
+            func.coalesce(OutboxRow.published_at < overtaken_by - overdue, false()),
         )
         .join(SubscriptionRow, SubscriptionRow.name == subscription)
         .where(
@@ -97,6 +101,11 @@ def advance(connection: Connection, subscription: str, watermark: int) -> None:
         .where(SubscriptionRow.name == subscription, SubscriptionRow.settled_through < watermark)
         .values(settled_through=watermark)
     )
+
+
+def wait_at_most(connection: Connection, milliseconds: int) -> None:
+    """Bound the wait for a locked row, until the transaction or its SAVEPOINT ends."""
+    connection.execute(text(f"SET LOCAL lock_timeout = {int(milliseconds)}"))
 
 
 def note_sent_again(
@@ -137,6 +146,7 @@ def take_late_retries(
         .where(*_late(subscription, late))
         .order_by(DeliveryRow.next_attempt_at)
         .limit(limit)
+        .with_for_update(skip_locked=True)
     )
     return connection.execute(
         update(DeliveryRow)

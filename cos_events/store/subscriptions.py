@@ -16,6 +16,7 @@ def register(connection: Connection, subscriptions: Iterable[Subscription]) -> N
     now = select(func.coalesce(func.max(OutboxRow.id), 0)).scalar_subquery()
     filters = tuple_(SubscriptionRow.modules, SubscriptionRow.event_types)
     for subscription in subscriptions:
+        lock(connection, subscription.name)
         row = {
             "name": subscription.name,
             "modules": _sorted(subscription.modules),
@@ -44,6 +45,21 @@ def register(connection: Connection, subscriptions: Iterable[Subscription]) -> N
                 },
             )
         )
+
+
+def lock(connection: Connection, name: str, *, wait: bool = True) -> bool:
+    """Have a subscription's watermark to oneself until the transaction ends.
+
+    Args:
+        connection: in a transaction.
+        name: of the subscription.
+        wait: for another who has it; otherwise return False.
+    """
+    key = func.hashtext("cos_events.relay"), func.hashtext(name)
+    if wait:
+        connection.execute(select(func.pg_advisory_xact_lock(*key)))
+        return True
+    return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(*key))))
 
 
 def load(connection: Connection) -> list[Subscription]:

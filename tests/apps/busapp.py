@@ -6,6 +6,7 @@ Its subscriptions' names begin with `BUSAPP_PREFIX`: queues of a shared RabbitMQ
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from typing import Any
 
@@ -80,6 +81,21 @@ def slow(message: Envelope, session: Session) -> None:
     if not noted("slow_attempt", message):
         threading.Event().wait()
     note(session, "slow", message)
+
+
+@subscriber(
+    f"{PREFIX}_deadly",
+    event_types=["deadly", "harmless"],
+    batch_size=5,
+    batch_timeout=0.5,
+    max_retries=1,
+    retry_jitter=False,
+)
+def deadly(messages: list[Envelope], session: Session) -> None:
+    """Is killed by some of its messages, every time."""
+    if any(message.event_type == "deadly" for message in messages):
+        os.kill(os.getpid(), signal.SIGKILL)
+    note(session, "deadly", *messages)
 
 
 @subscriber(

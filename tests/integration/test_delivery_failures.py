@@ -118,7 +118,7 @@ def test_what_cannot_be_retried_is_dead_in_the_ledger_and_on_the_dead_letter_que
         "subscription": name,
         "reason": reason,
         "error_type": type(error).__name__,
-        "error": str(error),
+        "error": f"{type(error).__name__}: {error}",
     }
     assert headers["attempts"] == attempts
 

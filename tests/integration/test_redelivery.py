@@ -13,6 +13,7 @@ from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session
 
 from cos_events import broker, record_event
+from cos_events.broadcast import send_to_queue
 from cos_events.envelope import Envelope
 from cos_events.ledger import verify
 from cos_events.relay import Redelivery
@@ -263,3 +264,35 @@ def test_what_the_relay_sends_again_is_no_longer_missing(
     with database.connect() as connection:
         (account,) = verify(connection, grace=60)
     assert (account.missing, account.in_flight) == (0, 1)
+
+
+def test_what_later_events_have_overtaken_is_lost_though_the_queue_is_not_empty(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost, behind, had = record(database, 3)
+    published(database, [lost], ago=200)
+    published(database, [behind, had], ago=100)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, [had], 1)
+    send_to_queue(subscription, [(envelope_of(database, behind), 0)])
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(behind, 0), (lost, 0)]
+
+
+def test_an_event_whose_handler_runs_right_now_holds_up_neither_the_others_nor_the_relay(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    running, lost = record(database, 2)
+    published(database, [running, lost], ago=61)
+    with Session(database) as handler:
+        deliveries.settle(handler, subscription.name, [running], 1)
+        assert relay.sweep() == 1
+        register(database, subscription)
+        handler.commit()
+    assert taken_from(subscription.name) == [(lost, 0)]
+
+
+def envelope_of(engine: Engine, event_id: UUID) -> str:
+    with engine.connect() as connection:
+        query = select(OutboxRow.envelope).where(OutboxRow.event_id == event_id)
+        return connection.scalars(query).one()

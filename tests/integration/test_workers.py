@@ -31,7 +31,7 @@ from cos_events.topology import PUBLISH_QUEUE, channel_name
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.apps.busapp"
-KINDS = ("plain", "session", "coroutine", "flaky", "batch", "patient", "slow", "overtime")
+KINDS = ("plain", "session", "coroutine", "flaky", "batch", "patient", "slow", "overtime", "deadly")
 
 
 class Team:
@@ -263,6 +263,27 @@ def test_a_hard_time_limit_is_a_failed_attempt_that_is_retried(
             select(DeliveryRow.attempts).where(DeliveryRow.subscription == name)
         ).all()
     assert attempts == [2]
+
+
+def test_a_message_that_kills_its_worker_ends_among_the_dead_letters_and_its_batch_goes_on(
+    team: Team, database: Engine
+) -> None:
+    team.start()
+    with Session(database) as session:
+        ids = {
+            record_event(session, "deadly" if n == 2 else "harmless", {"n": n}): n for n in range(5)
+        }
+        session.commit()
+    name = team.queue("deadly")
+
+    def ended() -> dict[UUID, str]:
+        query = select(DeliveryRow.event_id, DeliveryRow.state)
+        with database.connect() as connection:
+            rows = connection.execute(query.where(DeliveryRow.subscription == name))
+            return {row.event_id: row.state for row in rows if row.state != "retrying"}
+
+    team.eventually(lambda: len(ended()) == len(ids), 40)
+    assert ended() == {each: "dead" if n == 2 else "delivered" for each, n in ids.items()}
 
 
 def test_a_warm_shutdown_with_a_half_gathered_batch_loses_nothing(team: Team) -> None:

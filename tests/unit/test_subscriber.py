@@ -232,7 +232,8 @@ def test_consuming_is_started_and_stopped_by_a_command_to_running_workers(declar
     made.start_consuming()
     made.stop_consuming(["worker@here"])
     assert sent == [
-        ("add_consumer", made.name, None),
+        ("registered", None, None),
+        ("add_consumer", made.name, []),
         ("cancel_consumer", made.name, ["worker@here"]),
     ]
 

@@ -1,0 +1,97 @@
+"""One call of a subscription's handler, and the delivery rows that belong to it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from cos_events.envelope import Envelope
+from cos_events.errors import Unsuccessful
+from cos_events.process import PerThread
+from cos_events.store import deliveries
+from cos_events.store.engine import get_engine
+
+if TYPE_CHECKING:
+    from cos_events.subscribers import Subscriber
+
+_loop = PerThread(asyncio.Runner)
+
+
+class LedgerAway(Exception):
+    """PostgreSQL failed the ledger, or went away under the handler: no attempt was made."""
+
+
+def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> set[UUID]:
+    """Call the handler for those of the envelopes that are due.
+
+    Returns:
+        The ids among them that were never recorded in this database.
+
+    Raises:
+        LedgerAway: nothing of it is delivered, and nobody's fault.
+        Exception: whatever the handler raised; then nothing of it is delivered.
+    """
+    ids = {envelope.base_log_id for envelope in envelopes}
+    name, attempts = subscriber.name, retries + 1
+    if subscriber.wants_session:
+        with _unless_lost(), Session(get_engine()) as session, session.begin():
+            with _ledger():
+                fresh = deliveries.settle(session, name, ids, attempts)
+            _call(subscriber, [e for e in envelopes if e.base_log_id in fresh], session=session)
+            with _ledger():
+                known = deliveries.due(session, name, ids - fresh, attempts) if fresh < ids else {}
+        return ids - fresh - known.keys()
+    with _ledger(), get_engine().connect() as connection:
+        due = deliveries.due(connection, name, ids, attempts)
+    if to_run := [e for e in envelopes if due.get(e.base_log_id)]:
+        _call(subscriber, to_run)
+        with _ledger(), get_engine().begin() as connection:
+            deliveries.settle(connection, name, {e.base_log_id for e in to_run}, attempts)
+    return ids - due.keys()
+
+
+def _call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) -> None:
+    if not envelopes:
+        return
+    try:
+        result = subscriber.handle(
+            envelopes if subscriber.batch_size > 1 else envelopes[0], **session
+        )
+        if inspect.isawaitable(result):
+            result = _loop.get().run(_awaited(result))
+    except SystemExit as error:
+        raise Unsuccessful(f"{subscriber.name} called sys.exit()") from error
+    except asyncio.CancelledError as error:
+        raise Unsuccessful(f"{subscriber.name} was cancelled") from error
+    if result is False:
+        raise Unsuccessful(f"{subscriber.name} returned False")
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+@contextmanager
+def _ledger() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise LedgerAway(f"{type(error).__name__}: {error.orig}") from error
+
+
+@contextmanager
+def _unless_lost() -> Iterator[None]:
+    # The handler's statements run on the ledger's connection: losing that is not its failure.
+    try:
+        yield
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise LedgerAway(f"{type(error).__name__}: {error.orig}") from error
+        raise
