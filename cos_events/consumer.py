@@ -10,6 +10,8 @@ delivery. Everything of Celery's worker that this touches is in this file:
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,6 +86,7 @@ class DeliveryRequest(Request):
         """Note the failure of each envelope before Celery acknowledges or requeues them."""
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, TimeLimitExceeded | WorkerLostError):
+            self._end_child()
             try:
                 self._fail(error)
             except Reject:
@@ -91,6 +94,12 @@ class DeliveryRequest(Request):
             else:
                 self.acknowledge()
         super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _end_child(self) -> None:
+        # Celery kills it after this; until then its transaction holds the delivery row.
+        if self.worker_pid:
+            with suppress(ProcessLookupError):
+                os.kill(int(self.worker_pid), signal.SIGKILL)
 
     def _fail(self, error: Exception) -> None:
         task: Any = self.task

@@ -16,7 +16,7 @@ from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
 from cos_events.retry import Dead, RetryAfter
 from cos_events.store import deliveries
-from cos_events.store.engine import get_engine
+from cos_events.store.engine import get_engine, wait_at_most
 
 if TYPE_CHECKING:
     from celery.app.task import Task
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from cos_events.subscribers import Subscriber
 
 logger = logging.getLogger(__name__)
+
+LOCK_TIMEOUT_MS = 2_000
+"""Milliseconds that a failure's note waits for another copy of the event that runs right now."""
 
 LEDGER_AWAY_DELAY = 5.0
 """Seconds until the next try when a failure cannot be noted; that try counts as no attempt."""
@@ -161,6 +164,7 @@ def _note(
 ) -> datetime | None:
     text = dead_letters.describe(error)
     with get_engine().begin() as connection:
+        wait_at_most(connection, LOCK_TIMEOUT_MS)
         return deliveries.note_failure(
             connection,
             name,

@@ -24,7 +24,7 @@ from cos_events.errors import BroadcastError
 from cos_events.publisher import BATCH_SIZE, publish_once
 from cos_events.settings import get_settings
 from cos_events.store import redelivery, subscriptions
-from cos_events.store.engine import get_engine
+from cos_events.store.engine import get_engine, wait_at_most
 from cos_events.store.redelivery import Snapshot
 from cos_events.subscription import Subscription
 
@@ -101,7 +101,7 @@ class Redelivery:
         for outbox_ids in (lost, *([each] for each in lost)):
             # A handler that runs right now holds its event's row: the batch then goes one by one.
             with suppress(OperationalError), connection.begin_nested():
-                redelivery.wait_at_most(connection, LOCK_TIMEOUT_MS)
+                wait_at_most(connection, LOCK_TIMEOUT_MS)
                 again += redelivery.note_sent_again(connection, name, outbox_ids, self._after)
                 if outbox_ids is lost:
                     break

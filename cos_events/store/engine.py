@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from cos_events.errors import DatabaseAway, SchemaMissing
@@ -62,6 +62,11 @@ def explained() -> Iterator[None]:
             f"the database at {url} lacks cos-events tables, or has old ones: "
             "run `cos-events db upgrade`"
         ) from error
+
+
+def wait_at_most(connection: Connection, milliseconds: int) -> None:
+    """Bound the wait for a locked row, until the transaction or its SAVEPOINT ends."""
+    connection.execute(text(f"SET LOCAL lock_timeout = {int(milliseconds)}"))
 
 
 def reset() -> None:

@@ -103,11 +103,6 @@ def advance(connection: Connection, subscription: str, watermark: int) -> None:
     )
 
 
-def wait_at_most(connection: Connection, milliseconds: int) -> None:
-    """Bound the wait for a locked row, until the transaction or its SAVEPOINT ends."""
-    connection.execute(text(f"SET LOCAL lock_timeout = {int(milliseconds)}"))
-
-
 def note_sent_again(
     connection: Connection, subscription: str, outbox_ids: Sequence[int], again: timedelta
 ) -> Sequence[Row[str, int]]:
