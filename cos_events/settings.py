@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     environment: Literal["development", "production"] = Field(
         default="development", alias="COS_EVENTS_ENVIRONMENT"
     )
-    """Production closes what is only for developers."""
+    """Which kind of deployment this is. Nothing in this version differs by it."""
     module: Name = Field(default="cc", alias="COS_EVENTS_MODULE")
     """The source module of what this process records."""
     max_payload_bytes: int = Field(
