@@ -38,19 +38,20 @@ def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> 
         LedgerAway: nothing of it is delivered, and nobody's fault.
         Exception: whatever the handler raised; then nothing of it is delivered.
     """
-    ids = {envelope.base_log_id for envelope in envelopes}
+    by_id = {envelope.base_log_id: envelope for envelope in envelopes}
+    ids = by_id.keys()
     name, attempts = subscriber.name, retries + 1
     if subscriber.wants_session:
         with _unless_lost(), Session(get_engine()) as session, session.begin():
             with _ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
-            _call(subscriber, [e for e in envelopes if e.base_log_id in fresh], session=session)
+            _call(subscriber, [by_id[each] for each in ids if each in fresh], session=session)
             with _ledger():
                 known = deliveries.due(session, name, ids - fresh, attempts) if fresh < ids else {}
         return ids - fresh - known.keys()
     with _ledger(), get_engine().connect() as connection:
         due = deliveries.due(connection, name, ids, attempts)
-    if to_run := [e for e in envelopes if due.get(e.base_log_id)]:
+    if to_run := [by_id[each] for each in ids if due.get(each)]:
         _call(subscriber, to_run)
         with _ledger(), get_engine().begin() as connection:
             deliveries.settle(connection, name, {e.base_log_id for e in to_run}, attempts)

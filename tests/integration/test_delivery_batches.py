@@ -118,3 +118,14 @@ def test_an_envelope_that_was_never_recorded_here_goes_to_the_dead_letters_unhan
     assert body_of(letter).decode() == stranger.encode()
     assert "was never recorded" in letter.headers["reason"]
     assert bus.row(name, stranger.encode()) is None
+
+
+def test_two_copies_in_one_batch_have_one_effect(bus: Bus) -> None:
+    had: list[Envelope] = []
+
+    def handler(messages: list[Envelope], session: Session) -> None:
+        had.extend(messages)
+
+    name, raw = bus.declare(handler, batch_size=5), bus.record()
+    bus.run(name, raw, f" {raw}", raw)
+    assert [message.encode() for message in had] == [raw]
