@@ -15,7 +15,8 @@ def register(connection: Connection, subscriptions: Iterable[Subscription]) -> N
     """Make these subscriptions known; a new one is owed what is recorded from now on."""
     now = select(func.coalesce(func.max(OutboxRow.id), 0)).scalar_subquery()
     filters = tuple_(SubscriptionRow.modules, SubscriptionRow.event_types)
-    for subscription in subscriptions:
+    # In one order always: two workers that start together would otherwise lock each other out.
+    for subscription in sorted(subscriptions, key=lambda each: each.name):
         lock(connection, subscription.name)
         row = {
             "name": subscription.name,
