@@ -50,6 +50,12 @@ def _eventually() -> Callable[..., None]:
 def servers() -> Iterator[embedded.Servers]:
     """A private PostgreSQL and Valkey for all tests that do not stop, freeze or empty them."""
     with embedded.servers() as running:
+        admin = create_engine(running.database_url, isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            # A database for each test: what they write need not outlive the machine.
+            connection.execute(text("ALTER SYSTEM SET fsync = off"))
+            connection.execute(text("SELECT pg_reload_conf()"))
+        admin.dispose()
         yield running
 
 
