@@ -40,21 +40,30 @@ def transport_options(url: str) -> dict[str, Any]:
     """What makes a frozen broker fail in bounded time instead of blocking forever."""
     timeout = get_settings().wire_timeout
     if is_rabbitmq(url):
-        return {"connect_timeout": timeout, "write_timeout": timeout}
+        # A message for a queue that is only being made would otherwise be lost without a word.
+        return {"connect_timeout": timeout, "write_timeout": timeout, "confirm_publish": True}
     return {"socket_timeout": timeout, "socket_connect_timeout": timeout}
 
 
-def connect() -> Any:
+def connect(*, confirm: bool = True) -> Any:
     """A new `kombu.Connection` to the broker, not yet established.
+
+    RabbitMQ confirms each message that is published on it, unless `confirm` is False; say how long
+    to wait by `confirm_timeout`.
 
     Typed as Any: the stubs of kombu lack `Producer.batch` and most of a channel's methods.
     """
     timeout = get_settings().wire_timeout
+    options = transport_options(broker_url())
     if _installed:
         # With its own transport options, TLS and failover; `install` saw to the timeouts.
-        return _installed[0].connection_for_write(connect_timeout=timeout)
-    url = broker_url()
-    return Connection(url, connect_timeout=timeout, transport_options=transport_options(url))
+        options |= _installed[0].conf.broker_transport_options or {}
+    if not confirm:
+        options.pop("confirm_publish", None)
+    if _installed:
+        app = _installed[0]
+        return app.connection_for_write(connect_timeout=timeout, transport_options=options)
+    return Connection(broker_url(), connect_timeout=timeout, transport_options=options)
 
 
 def body_of(message: Any) -> bytes:

@@ -18,6 +18,7 @@ from cos_events import broker
 from cos_events.broadcast import send_to_queue
 from cos_events.envelope import Envelope, format_timestamp
 from cos_events.errors import BroadcastError, InvalidEnvelope, SubscriptionError
+from cos_events.settings import get_settings
 from cos_events.store import deliveries, subscriptions
 from cos_events.store.engine import explained, get_engine
 from cos_events.subscription import Subscription
@@ -104,6 +105,7 @@ def _publish(
                 **headers,
             },
             retry=False,
+            confirm_timeout=get_settings().wire_timeout,
         )
 
 

@@ -15,6 +15,7 @@ from cos_events.attempt import LedgerAway, attempt
 from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
 from cos_events.retry import Dead, RetryAfter
+from cos_events.settings import get_settings
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine, wait_at_most
 
@@ -190,6 +191,7 @@ def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) ->
             argsrepr="(<1 event>,)",
             kwargsrepr="{}",
             retry=False,
+            confirm_timeout=get_settings().wire_timeout,
         )
     except Exception as error:
         raise Reject(error, requeue=True) from error

@@ -99,7 +99,7 @@ class PublishTaskSender:
     def __call__(self, ids: list[int]) -> None:
         """Send one publish task for these ids; any error of the connection is raised."""
         if self._producer is None:
-            self._connection = broker.connect()
+            self._connection = broker.connect(confirm=False)
             self._producer = self._connection.Producer(auto_declare=False)
         task_id = uuid()
         try:

@@ -31,7 +31,7 @@ def missing(server: str) -> NoReturn:
     pytest.skip(server)
 
 
-def eventually(reached: Callable[[], object], timeout: float = 30.0) -> None:
+def eventually(reached: Callable[[], object], timeout: float = 60.0) -> None:
     """Wait until the condition holds; fail if it does not within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not reached():

@@ -43,6 +43,7 @@ def send_to_queue(subscription: Subscription, envelopes: Sequence[tuple[str, int
                     content_encoding="utf-8",
                     headers=headers,
                     retry=False,
+                    confirm_timeout=get_settings().wire_timeout,
                 )
     except Exception as error:
         raise BroadcastError(

@@ -58,7 +58,7 @@ class RabbitMQWire:
 
     def _open(self) -> Any:
         if self._channel is None:
-            self._connection = broker.connect()
+            self._connection = broker.connect(confirm=False)
             self._channel = self._connection.channel()
             self._channel.confirm_select()
             self._channel.events["basic_ack"].add(self._on_ack)

@@ -102,5 +102,5 @@ def test_with_redis_frozen_for_ten_seconds_every_commit_is_quick_and_delivered_a
         eventually(lambda: delivered(database)[0] == 2 * COMMITS, 60)
         assert delivered(database) == (2 * COMMITS, 2 * COMMITS)
         check_alive(started)
-    eventually(lambda: sum(dispatcher.counts()) == 2 * COMMITS, 10)
+    eventually(lambda: sum(dispatcher.counts()) == 2 * COMMITS, 30)
     assert dispatcher.counts()[1] > 0, "what was not sent is counted"

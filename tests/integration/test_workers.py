@@ -83,7 +83,7 @@ class Team:
     def stop(self, worker: subprocess.Popen[bytes]) -> None:
         """A warm shutdown."""
         worker.terminate()
-        assert worker.wait(30) == 0, self.log()
+        assert worker.wait(60) == 0, self.log()
 
     def record(self, count: int, event_type: str = "event_log") -> list[UUID]:
         with Session(self._engine) as session:
@@ -104,7 +104,7 @@ class Team:
             rows = text("SELECT pid FROM effect WHERE kind = :kind")
             return list(connection.scalars(rows, {"kind": kind}))
 
-    def expect(self, ids: list[UUID], *kinds: str, timeout: float = 20) -> None:
+    def expect(self, ids: list[UUID], *kinds: str, timeout: float = 60) -> None:
         """Each of these kinds has each of these events, once, and no other."""
         for kind in kinds:
             name, wanted = (
@@ -186,10 +186,10 @@ def test_each_event_is_delivered_once_to_every_subscription(team: Team) -> None:
 
     plain = team.subscribers[team.queue("plain")]
     plain.stop_consuming([team.node])
-    team.eventually(lambda: "plain" not in str(inspect.active_queues()), 20)
+    team.eventually(lambda: "plain" not in str(inspect.active_queues()), 60)
     more = team.record(5)
     team.expect(ids + more, "session")
-    team.eventually(lambda: team.depth(plain.name) == 5, 20)
+    team.eventually(lambda: team.depth(plain.name) == 5, 60)
     assert team.had("plain") == Counter(ids)
     plain.start_consuming([team.node])
     team.expect(ids + more, "plain")
@@ -238,7 +238,7 @@ def test_no_message_can_stop_a_worker_and_each_lands_on_the_dead_letter_queue(
         return len(letters) >= len(garbage)
 
     with suppress(pytest.fail.Exception):  # what is missing says more
-        team.eventually(all_buried, 10)
+        team.eventually(all_buried, 30)
     missing = Counter(body for body, _ in garbage.values()) - Counter(letters)
     assert not [what for what, (body, _) in garbage.items() if body in missing]
     assert len(letters) == len(garbage)
@@ -249,7 +249,7 @@ def test_no_message_can_stop_a_worker_and_each_lands_on_the_dead_letter_queue(
 def test_an_event_whose_worker_process_is_killed_is_delivered_in_the_end(team: Team) -> None:
     team.start()
     ids = team.record(1, "slow")
-    team.eventually(lambda: team.pids("slow_attempt"), 40)
+    team.eventually(lambda: team.pids("slow_attempt"), 60)
     (child,) = team.pids("slow_attempt")
     os.kill(child, signal.SIGKILL)
     team.expect(ids, "slow")
@@ -288,7 +288,7 @@ def test_a_message_that_kills_its_worker_ends_among_the_dead_letters_and_its_bat
             rows = connection.execute(query.where(DeliveryRow.subscription == name))
             return {row.event_id: row.state for row in rows if row.state != "retrying"}
 
-    team.eventually(lambda: len(ended()) == len(ids), 40)
+    team.eventually(lambda: len(ended()) == len(ids), 60)
     assert ended() == {each: "dead" if n == 2 else "delivered" for each, n in ids.items()}
 
 
@@ -296,10 +296,10 @@ def test_a_warm_shutdown_with_a_half_gathered_batch_loses_nothing(team: Team) ->
     worker = team.start()
     ids = team.record(4, "patient")
     team.expect(ids, "plain")
-    team.eventually(lambda: team.depth(team.queue("patient")) == 0, 20)
+    team.eventually(lambda: team.depth(team.queue("patient")) == 0, 60)
     assert team.had("patient") == Counter()
     # Celery's pool may hang at a warm shutdown with tasks that no child has accepted yet.
-    team.eventually(team.is_idle, 20)
+    team.eventually(team.is_idle, 60)
     team.stop(worker)
     assert team.had("patient") == Counter()
     team.start()

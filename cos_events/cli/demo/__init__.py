@@ -36,9 +36,11 @@ def command(broker_url: str | None, source: Path | None, events: int) -> None:
     another application's; commits events; shows both wires, a retry, a dead letter and its replay;
     closes with the books. Leaves nothing behind. Exits with 0 if nothing is missing.
     """
-    from cos_events.cli.demo.story import Story
+    from cos_events.cli.demo.story import Story, require_enough
     from cos_events.cli.demo.trouble import FOLDER
 
+    if source:
+        require_enough(source)
     # A stop by the system must clean up as Ctrl-C does.
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)

@@ -85,8 +85,6 @@ class Story:
         self._say("rollback", "one event recorded and rolled back: nobody hears of it")
         with Session(get_engine()) as session:
             ids = [log_line(session, line) for line in islice(self._lines, 3)]
-            if len(ids) < 3:
-                raise CosEventsError(f"the demo needs 3 records, its input has {len(ids)}")
             trouble("mail_server_restarts").write_text(str(ids[1]))
             trouble("archive_is_broken").write_text(str(ids[2]))
             session.commit()
@@ -193,6 +191,14 @@ class Story:
             if time.monotonic() > deadline:
                 raise CosEventsError(f"the demo waited {timeout:.0f} s for {what} in vain")
             time.sleep(0.01)
+
+
+def require_enough(source: Path) -> None:
+    """Raise `CosEventsError` if the input has too few lines to tell the story."""
+    with source.open("rb") as file:
+        found = len(list(islice(file, 3)))
+    if found < 3:
+        raise CosEventsError(f"the demo needs 3 records, its input has {found}")
 
 
 def _lines(source: Path | None) -> Iterator[bytes]:

@@ -169,7 +169,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(
     else:
         assert any(line.startswith(moment) for line in process.stdout)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode not in (0, None)
     assert "Traceback" not in err
     assert [each.cmdline() for each in of_this_test(place)] == []
@@ -220,6 +220,6 @@ def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
     assert status["broker"]["url"].rpartition("@")[2] in worker_log.read_text()
     worker.terminate()
     up.send_signal(signal.SIGTERM)
-    assert (worker.wait(20), up.wait(30)) == (0, 0)
+    assert (worker.wait(60), up.wait(60)) == (0, 0)
     assert log.read_text().endswith("stopped\n")
     assert [each.cmdline() for each in of_this_test(place)] == []
