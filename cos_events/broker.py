@@ -58,8 +58,9 @@ def connect(*, confirm: bool = True) -> Any:
     if _installed:
         # With its own transport options, TLS and failover; `install` saw to the timeouts.
         options |= _installed[0].conf.broker_transport_options or {}
-    if not confirm:
-        options.pop("confirm_publish", None)
+    if "confirm_publish" in options:
+        # Said either way: Celery would fill in what is left out from its own configuration.
+        options["confirm_publish"] = confirm
     if _installed:
         app = _installed[0]
         return app.connection_for_write(connect_timeout=timeout, transport_options=options)
