@@ -52,10 +52,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: install one, or name it with PYTHON=…"; exit 1; }
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
-	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[embedded,flower]' --group dev; \
+	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[all]' --group dev; \
 	else \
 	  { $(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }; } && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check -U 'pip>=25.1' && \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[embedded,flower]' --group dev; \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[all]' --group dev; \
 	fi
 	@touch $(STAMP)
