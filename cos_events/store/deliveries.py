@@ -63,6 +63,7 @@ def _upsert(
     row = {
         "subscription": literal(subscription),
         "event_id": OutboxRow.event_id,
+        "outbox_id": OutboxRow.id,
         **{name: literal(value, columns[name].type) for name, value in values.items()},
     }
     statement = insert(DeliveryRow).from_select(

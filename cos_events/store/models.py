@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal, get_args
 from uuid import UUID
 
@@ -21,8 +21,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA = "cos_events"
 
-DeliveryState = Literal["retrying", "delivered", "dead"]
-"""`retrying`: failed, will run again. `delivered`: had its effect. `dead`: waits for a person."""
+DeliveryState = Literal["held", "retrying", "delivered", "dead"]
+"""`held`: its copy waits here, not on the broker. `retrying`: a copy is on the broker and will run,
+for the first time or again. `delivered`: had its effect. `dead`: waits for a person."""
+
+AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
+"""As `next_attempt_at` of a held delivery: due as soon as its queue has room, in outbox order."""
 
 
 class Base(DeclarativeBase):
@@ -68,6 +72,8 @@ class OutboxRow(Base):
     event_type: Mapped[str]
     envelope: Mapped[str]
     """The JSON text as it travels: encoded once, when it was recorded."""
+    traceparent: Mapped[str | None]
+    """W3C trace context of the recording, for a message header; null where nothing was traced."""
     recorded_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     published_at: Mapped[datetime | None]
 
@@ -87,6 +93,19 @@ class SubscriptionRow(Base):
     """It is owed the events whose outbox id is higher."""
     settled_through: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """The relay's watermark: each event that it is owed up to this id has a delivery row."""
+    backfill_until: Mapped[int | None] = mapped_column(BigInteger)
+    """While history is handed over: its last outbox id; the watermark is how far that has come."""
+    holding: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Its queue is at its depth: new copies wait here, in order, and follow as it drains."""
+    paused_until: Mapped[datetime | None]
+    """Its handler is not called before; then one event probes. Null: not paused."""
+    paused_because: Mapped[str | None]
+    probes: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many probes have failed since it was paused."""
+    probing_until: Mapped[datetime | None]
+    """A probe is on its way, and no other one follows before."""
+    keyed_through: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """For one with an order: each event up to this id that was published has its key."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
@@ -105,16 +124,40 @@ class DeliveryRow(Base):
             "state",
             postgresql_where=text("state <> 'delivered'"),
         ),
+        Index(
+            "ix_delivery_held",
+            "subscription",
+            "next_attempt_at",
+            "outbox_id",
+            postgresql_where=text("state = 'held'"),
+        ),
+        Index(
+            "ix_delivery_order",
+            "subscription",
+            "order_key",
+            "outbox_id",
+            postgresql_where=text("state IN ('held', 'retrying')"),
+        ),
     )
 
     # No foreign key to subscription: each insert would lock that one row together with all others.
     subscription: Mapped[str] = mapped_column(primary_key=True)
     event_id: Mapped[UUID] = mapped_column(primary_key=True)
+    outbox_id: Mapped[int] = mapped_column(BigInteger)
+    """The event's place in the order of recording."""
     state: Mapped[DeliveryState]
     attempts: Mapped[int]
     """How often the handler ran for it."""
+    deaths: Mapped[int] = mapped_column(server_default=text("0"))
+    """How many of the processes that ran it died meanwhile."""
+    generation: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often history was run again for it on purpose (`cos-events replay`)."""
+    order_key: Mapped[str | None]
+    """Events of one key run one after another; null: not known yet, or no order asked for."""
+    correction: Mapped[str | None]
+    """The envelope that a person sent instead of the recorded one; see `cos-events dlq replay`."""
     next_attempt_at: Mapped[datetime | None]
-    """When `retrying`: the earliest next run."""
+    """When `held` or `retrying`: the earliest next run."""
     error: Mapped[str | None]
     """Of the last failure: the exception's type and text."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())

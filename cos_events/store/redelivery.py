@@ -108,10 +108,11 @@ def note_sent_again(
 ) -> Sequence[Row[str, int]]:
     """Give these events a delivery row, due again after `again`; their envelopes and attempts."""
     statement = insert(DeliveryRow).from_select(
-        ["subscription", "event_id", "state", "attempts", "next_attempt_at"],
+        ["subscription", "event_id", "outbox_id", "state", "attempts", "next_attempt_at"],
         select(
             literal(subscription),
             OutboxRow.event_id,
+            OutboxRow.id,
             literal("retrying"),
             literal(0),
             func.now() + again,

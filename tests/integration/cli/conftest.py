@@ -16,7 +16,7 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 from kombu import Connection
-from sqlalchemy import Engine, func, make_url, update
+from sqlalchemy import Engine, func, make_url, select, update
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
@@ -151,6 +151,9 @@ def add_event(database: Engine) -> Callable[..., UUID]:
         with Session(database) as session, session.begin():
             event_id = record_event(session, event_type, {"message": "hello"}, module=module)
             session.flush()
+            outbox_id = session.scalars(
+                select(OutboxRow.id).where(OutboxRow.event_id == event_id)
+            ).one()
             if published is not None:
                 when = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, published)
                 session.execute(
@@ -164,6 +167,7 @@ def add_event(database: Engine) -> Callable[..., UUID]:
                         DeliveryRow(
                             subscription=subscription,
                             event_id=event_id,
+                            outbox_id=outbox_id,
                             state=state,
                             attempts=3,
                             error=None if state == "delivered" else error,

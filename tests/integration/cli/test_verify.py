@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete
+from sqlalchemy import Engine, delete, select
 from sqlalchemy.orm import Session
 
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
@@ -130,7 +130,8 @@ def test_waiting_ends_as_soon_as_nothing_moves(
     def deliver() -> None:
         with Session(database) as session, session.begin():
             row = {"subscription": "mailer", "event_id": event, "state": "delivered"}
-            session.add(DeliveryRow(attempts=1, **row))
+            outbox_id = session.scalars(select(OutboxRow.id)).one()
+            session.add(DeliveryRow(attempts=1, outbox_id=outbox_id, **row))
 
     timer = threading.Timer(0.5, deliver)
     timer.start()
