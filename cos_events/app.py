@@ -10,7 +10,6 @@ from cos_events import broker
 from cos_events.consumer import DeliveryStep, RelayStep
 from cos_events.errors import CosEventsError
 from cos_events.publisher import publish  # noqa: F401 - the task, which each application has
-from cos_events.settings import get_settings
 from cos_events.store import subscriptions
 from cos_events.store.engine import explained, get_engine
 from cos_events.subscribers import subscribers_of
@@ -75,11 +74,10 @@ def _declare_queues(instance: Any, **_: Any) -> None:
     if DeliveryStep not in app.steps["consumer"]:
         return
     rabbitmq = broker.on_rabbitmq()
-    modules = [get_settings().module]
     app.amqp.queues.select_add(publish_queue())
     for each in subscribers_of(app).values():
-        wanted = each.subscription.modules or modules
-        app.amqp.queues.select_add(subscription_queue(each.name, sorted(wanted), rabbitmq=rabbitmq))
+        # Publishers bind it to its modules: they know whether it is holding.
+        app.amqp.queues.select_add(subscription_queue(each.name, (), rabbitmq=rabbitmq))
     try:
         register_subscriptions(app)
     except CosEventsError as error:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from cos_events import broker
-from cos_events.broadcast import send_to_queue
+from cos_events.broadcast import Copy, send_to_queue
 from cos_events.envelope import Envelope, format_timestamp
 from cos_events.errors import BroadcastError, InvalidEnvelope, SubscriptionError
 from cos_events.settings import get_settings
@@ -172,7 +172,8 @@ def replay(subscription: str, limit: int, event_ids: Sequence[UUID] | None = Non
         revived = deliveries.revive(connection, subscription, [row.event_id for row in letters])
     # Committed first: a subscriber that still saw `dead` would drop the copy as a duplicate.
     try:
-        send_to_queue(known, [(row.envelope, 0) for row in letters if row.event_id in revived])
+        copies = [Copy(row.envelope) for row in letters if row.event_id in revived]
+        send_to_queue(known.name, copies)
     except BroadcastError:
         with get_engine().begin() as connection:
             deliveries.lay_back(

@@ -9,11 +9,14 @@ from celery import shared_task
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from cos_events import broker
 from cos_events.broadcast import Broadcaster, make_broadcaster
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess, PerThread
-from cos_events.store import outbox, subscriptions
+from cos_events.queue_room import QueueRoom
+from cos_events.settings import get_settings
+from cos_events.store import held, outbox, subscriptions
 from cos_events.store.engine import get_engine
 from cos_events.topology import PUBLISH_TASK
 
@@ -24,11 +27,20 @@ BATCH_SIZE = 500
 
 
 class Publisher:
-    """Moves committed events from the outbox onto the wires. Not thread-safe."""
+    """Moves committed events from the outbox onto the wires. Not thread-safe.
 
-    def __init__(self, engine: Engine, broadcaster: Broadcaster) -> None:
+    Parameters:
+        engine: on the bus's database.
+        broadcaster: both wires.
+        room: what is known of the queues' depths; may be shared by several publishers.
+    """
+
+    def __init__(
+        self, engine: Engine, broadcaster: Broadcaster, room: QueueRoom | None = None
+    ) -> None:
         self._engine = engine
         self._broadcaster = broadcaster
+        self._room = room or make_room()
 
     def publish(self, ids: Sequence[int] | None = None, limit: int = BATCH_SIZE) -> int:
         """Publish one batch, in one transaction that holds its rows.
@@ -46,16 +58,40 @@ class Publisher:
         Raises:
             BroadcastError: the broker did not take them.
         """
+        self._hold_full_queues()
         with self._engine.begin() as connection:
             batch = outbox.claim(connection, limit, ids)
             if batch:
+                held.publishing(connection)
                 # Read each time: a copy would leave a new subscription's first events to the relay.
-                self._broadcaster.broadcast(batch, subscriptions.load(connection))
-                outbox.mark_published(connection, [pending.id for pending in batch])
+                recipients = subscriptions.load(connection)
+                self._broadcaster.broadcast(batch, recipients)
+                self._room.spend(batch, recipients)
+                published = [pending.id for pending in batch]
+                if holding := [each.name for each in recipients if each.holding]:
+                    held.hold(connection, holding, published)
+                outbox.mark_published(connection, published)
         return len(batch)
 
+    def _hold_full_queues(self) -> None:
+        if not (names := self._room.unknown()):
+            return
+        depths = broker.queue_depths(names)
+        if depths is None:
+            return
+        for name in self._room.look(depths, names):
+            logger.warning("%s: its queue is full; more copies wait in PostgreSQL", name)
+            with self._engine.begin() as connection:
+                held.begin_to_hold(connection, name)
 
-_publisher = PerThread(lambda: Publisher(get_engine(), make_broadcaster()))
+
+def make_room() -> QueueRoom:
+    """Knows nothing yet of any queue."""
+    return QueueRoom(get_settings().queue_depth, BATCH_SIZE)
+
+
+_room = PerProcess(make_room)
+_publisher = PerThread(lambda: Publisher(get_engine(), make_broadcaster(), _room.get()))
 _breaker = PerProcess(lambda: CircuitBreaker("publishing", reset_after=1.0))
 
 

@@ -1,10 +1,11 @@
 """Finds what every other part of the bus may have lost, and sends it again.
 
-Two sweeps, in a thread of each publisher, any number of which may run at once. The first publishes
-outbox rows that no wake-up came for. The second sends to a subscription's own queue what was
-published long ago but has no delivery row (its worker was killed, its queue or the broker's whole
-memory was lost), and retries whose time is long over. While messages still wait in that queue, its
-workers are behind: then only what later events have overtaken counts as lost.
+Three sweeps, in a thread of each publisher, any number of which may run at once. The first
+publishes outbox rows that no wake-up came for. The second feeds queues with what was held
+(`feeder.py`). The third sends to a subscription's own queue what was published long ago but has no
+delivery row (its worker was killed, its queue or the broker's whole memory was lost), and retries
+whose time is long over. While messages still wait in that queue, its workers are behind: then only
+what later events have overtaken counts as lost.
 """
 
 from __future__ import annotations
@@ -19,14 +20,18 @@ from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from cos_events import broker
-from cos_events.broadcast import send_to_queue
+from cos_events.broadcast import BrokerWire, Copy, make_wire
 from cos_events.errors import BroadcastError
+from cos_events.feeder import Feeder
 from cos_events.publisher import BATCH_SIZE, publish_once
 from cos_events.settings import get_settings
 from cos_events.store import redelivery, subscriptions
 from cos_events.store.engine import get_engine, wait_at_most
 from cos_events.store.redelivery import Snapshot
 from cos_events.subscription import Subscription
+
+FEEDING_INTERVAL = 0.1
+"""Seconds between two sweeps while held copies follow."""
 
 LOCK_TIMEOUT_MS = 50
 """Milliseconds that the relay waits for a row that a handler's transaction holds."""
@@ -35,16 +40,18 @@ logger = logging.getLogger(__name__)
 
 
 class Redelivery:
-    """The second sweep. Its cost does not grow with the history: a watermark moves behind it.
+    """The third sweep. Its cost does not grow with the history: a watermark moves behind it.
 
     Parameters:
         engine: on the bus's database.
+        wire: to the broker; not shared with other threads.
         after: seconds from publication, or from a retry's time, until an event counts as lost;
             longer than handlers run, or those that take no session may run twice.
     """
 
-    def __init__(self, engine: Engine, after: float) -> None:
+    def __init__(self, engine: Engine, wire: BrokerWire, after: float) -> None:
         self._engine = engine
+        self._wire = wire
         self._after = timedelta(seconds=after)
         self._seen: Snapshot | None = None
         self._horizon = 0
@@ -82,13 +89,13 @@ class Redelivery:
         if not again:
             return 0
         # Noted first: a relay that dies in between leaves a delay, not a flood of copies.
-        send_to_queue(subscription, again)
+        self._wire.send_to_queue(name, again)
         logger.warning("%s: %d events had got lost and are sent again", name, len(again))
         return len(again)
 
     def _take(
         self, connection: Connection, name: str, missing: Sequence[Row[int, bool, bool]]
-    ) -> list[tuple[str, int]]:
+    ) -> list[Copy]:
         overdue = [each[0] for each in missing if each[1]]
         late = redelivery.has_late_retries(connection, name, self._after)
         if not (overdue or late):
@@ -97,7 +104,7 @@ class Redelivery:
         if depths is None:
             return []
         lost = [each[0] for each in missing if each[2]] if depths.get(name) else overdue
-        again: list[tuple[str, int]] = []
+        again: list[Row[str, int, str | None]] = []
         for outbox_ids in (lost, *([each] for each in lost)):
             # A handler that runs right now holds its event's row: the batch then goes one by one.
             with suppress(OperationalError), connection.begin_nested():
@@ -107,11 +114,11 @@ class Redelivery:
                     break
         if late and not depths.get(name):
             again += redelivery.take_late_retries(connection, name, self._after, BATCH_SIZE)
-        return again
+        return [Copy(envelope, attempts, True, trace) for envelope, attempts, trace in again]
 
 
 class Relay:
-    """Runs both sweeps in a thread, until it is stopped.
+    """Runs all sweeps in a thread, until it is stopped.
 
     Parameters:
         interval: seconds between two sweeps.
@@ -132,12 +139,19 @@ class Relay:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        redeliver = Redelivery(get_engine(), get_settings().redeliver_after)
-        while not self._stopping.wait(self._interval):
+        settings, engine, wire = get_settings(), get_engine(), make_wire()
+        feeder = Feeder(engine, wire, settings.queue_depth, settings.redeliver_after)
+        redelivery = Redelivery(engine, wire, settings.redeliver_after)
+        pause = self._interval
+        while not self._stopping.wait(pause):
+            pause = self._interval
             try:
                 while publish_once() == BATCH_SIZE and not self._stopping.is_set():
                     pass
-                redeliver.sweep()
+                if feeder.sweep():
+                    # A queue that drains quickly would run dry until the next sweep.
+                    pause = min(self._interval, FEEDING_INTERVAL)
+                redelivery.sweep()
             except (BroadcastError, SQLAlchemyError) as error:
                 logger.debug("the relay waits: %s", error)
             except Exception:  # a relay that died would leave rows waiting for good

@@ -79,6 +79,8 @@ class Settings(BaseSettings):
     """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
     redeliver_after: Seconds = Field(default=60.0, alias="COS_EVENTS_REDELIVER_AFTER")
     """Seconds after which a published event that no subscriber has had is sent to it again."""
+    queue_depth: int = Field(default=10_000, ge=1_000, le=1_000_000, alias="COS_EVENTS_QUEUE_DEPTH")
+    """The most messages that wait in a subscription's queue; more wait in PostgreSQL."""
     wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
     """Seconds after which a frozen Redis or RabbitMQ counts as down."""
     redis_max_connections: int = Field(default=20, ge=1, le=10_000)

@@ -42,3 +42,16 @@ class Subscription:
         return (self.modules is None or module in self.modules) and (
             self.event_types is None or event_type in self.event_types
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Recipient(Subscription):
+    """A subscription as a publisher meets it.
+
+    Attributes:
+        holding: its queue is at its depth; new copies wait in PostgreSQL.
+        holds: how often it began to hold.
+    """
+
+    holding: bool = False
+    holds: int = 0

@@ -12,6 +12,12 @@ from typing import Any
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 """The third part of a body: `[args, kwargs, embed]`."""
 
+TRACEPARENT = "traceparent"
+"""The header with the W3C trace context of an event's recording."""
+
+REDELIVERED = "cos_events_redelivered"
+"""The header of a copy that the bus sends again: an earlier one may have killed its worker."""
+
 
 def task_headers(name: str, task_id: str, argsrepr: str) -> dict[str, Any]:
     """The headers of a first attempt at task `name`.

@@ -78,7 +78,7 @@ class SubscriptionQueue(Queue):
     def queue_bind(self, nowait: bool = False, channel: Any = None) -> None:
         """Bind to the queue's own exchange, and to each module's."""
         super().queue_bind(nowait=nowait, channel=channel)
-        if self.modules:
+        if self.exchange.name == _REDELIVER.name:
             _DISCARD(channel or self.channel).declare(nowait=nowait)
         for module in self.modules:
             exchange = fanout_exchange(module)
@@ -124,6 +124,12 @@ def _quorum(dead_letter_to: str | None = None) -> dict[str, Any]:
     if dead_letter_to:
         arguments |= {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead_letter_to}
     return arguments
+
+
+def unbind(connection: Connection, queue: Queue, module: str) -> None:
+    """Let the exchange of `module` copy nothing into this queue; harmless where it does not."""
+    with connection.channel() as channel:
+        queue(channel).unbind_from(fanout_exchange(module)(channel))
 
 
 def declare(connection: Connection, entities: Iterable[Exchange | Queue]) -> None:

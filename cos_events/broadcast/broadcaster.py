@@ -11,7 +11,7 @@ from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.broadcast.redis import RedisWire
 from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
-from cos_events.subscription import Subscription
+from cos_events.subscription import Recipient
 
 
 class Broadcaster:
@@ -25,13 +25,13 @@ class Broadcaster:
         self._broker = broker_wire
         self._channel = channel
 
-    def broadcast(self, batch: Sequence[Pending], subscriptions: Sequence[Subscription]) -> None:
+    def broadcast(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """Send a batch of envelopes.
 
         Raises:
             BroadcastError: the broker did not take it; the channel then has not had it either.
         """
-        self._broker.send(batch, subscriptions)
+        self._broker.send(batch, recipients)
         self._channel.send(batch)
 
     def close(self) -> None:
@@ -40,7 +40,11 @@ class Broadcaster:
         self._channel.close()
 
 
+def make_wire() -> BrokerWire:
+    """A wire to the bus's broker."""
+    return RabbitMQWire() if broker.on_rabbitmq() else RedisWire()
+
+
 def make_broadcaster() -> Broadcaster:
     """A broadcaster on the bus's broker and on `REDIS_URL`."""
-    wire = RabbitMQWire() if broker.on_rabbitmq() else RedisWire()
-    return Broadcaster(wire, ChannelWire(get_settings().redis_url))
+    return Broadcaster(make_wire(), ChannelWire(get_settings().redis_url))

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from cos_events.store.outbox import Pending
-from cos_events.subscription import Subscription
+from cos_events.subscription import Recipient
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """An envelope for one subscription's queue alone.
+
+    Attributes:
+        envelope: its JSON.
+        attempts: how many attempts were made at it.
+        again: whether an earlier copy may have been had by a worker that died of it.
+        traceparent: the trace context of its recording.
+    """
+
+    envelope: str
+    attempts: int = 0
+    again: bool = False
+    traceparent: str | None = None
 
 
 class BrokerWire(Protocol):
@@ -15,17 +33,28 @@ class BrokerWire(Protocol):
     Not thread-safe: one wire a thread. Connects on first use and again after a failure.
     """
 
-    def send(self, batch: Sequence[Pending], subscriptions: Sequence[Subscription]) -> None:
+    def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """Put each envelope on its module's exchange and into each wanting subscription's queue.
 
         Returns only when the broker has taken the whole batch. A queue whose workers are away keeps
-        its messages. Within one batch each queue gets its envelopes in the given order. Queues are
-        made on a new connection and for a new subscription; one that is deleted meanwhile misses
-        its copies, as one whose broker loses its memory does, and the relay sends them again.
+        its messages. Within one batch each queue gets its envelopes in the given order. The queue
+        of a recipient that is holding gets none. Queues are made on a new connection and for a new
+        subscription; one that is deleted meanwhile misses its copies, as one whose broker loses
+        its memory does, and the relay sends them again.
 
         Raises:
             BroadcastError: the broker may have some of the batch, or none; sending it again is
                 safe. Raised within a bounded time also when the broker never answers.
+        """
+        ...
+
+    def send_to_queue(self, name: str, copies: Sequence[Copy]) -> None:
+        """Put copies into one subscription's queue, in order, past the exchange.
+
+        Returns only when the broker has taken them all. The queue is made if needed.
+
+        Raises:
+            BroadcastError: as above.
         """
         ...
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from cos_events import broker
+from cos_events.broadcast.bindings import Bindings
+from cos_events.broadcast.contract import Copy
+from cos_events.broadcast.message import headers_of, message_of
 from cos_events.errors import BroadcastError
 from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
-from cos_events.subscription import Subscription
-from cos_events.topology import channel_name, declare, fanout_exchange, subscription_queue
+from cos_events.subscription import Recipient
+from cos_events.topology import channel_name, declare, subscription_queue
 
-logger = logging.getLogger(__name__)
+DECLARE_AGAIN_AFTER = 30.0
+"""Seconds after which exchanges, queues and bindings are declared once more: somebody may have
+deleted one, and RabbitMQ drops without a word what no binding takes."""
 
 
 class RabbitMQWire:
@@ -22,33 +27,43 @@ class RabbitMQWire:
     def __init__(self) -> None:
         self._connection: Any = None
         self._channel: Any = None
-        self._declared: set[tuple[str, Subscription | None]] = set()
+        self._bindings: Bindings | None = None
+        self._declared_at = 0.0
         self._last_tag = 0
         self._unconfirmed: set[int] = set()
         self._refused = False
 
-    def send(self, batch: Sequence[Pending], subscriptions: Sequence[Subscription]) -> None:
+    def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """As the contract says."""
         try:
-            channel = self._open()
-            for module in {pending.source_module for pending in batch}:
-                self._declare(module, subscriptions)
+            self._open()
+            self._fresh_bindings().see_to({each.source_module for each in batch}, recipients)
             for pending in batch:
-                channel.basic_publish(
-                    channel.prepare_message(
-                        pending.envelope,
-                        content_type="application/json",
-                        content_encoding="utf-8",
-                        properties={"delivery_mode": 2, "type": pending.event_type},
-                    ),
+                self._publish(
+                    pending.envelope,
+                    headers_of(pending.traceparent),
                     exchange=channel_name(pending.source_module),
+                    type=pending.event_type,
                 )
-                self._last_tag += 1
-                self._unconfirmed.add(self._last_tag)
             self._await_confirms()
         except Exception as error:
             self.close()
             raise BroadcastError(f"RabbitMQ did not take the batch: {error}") from error
+
+    def send_to_queue(self, name: str, copies: Sequence[Copy]) -> None:
+        """As the contract says."""
+        try:
+            self._open()
+            declare(self._connection, [subscription_queue(name, (), rabbitmq=True)])
+            for copy in copies:
+                body, headers = message_of(name, copy)
+                self._publish(body, headers, routing_key=name)
+            self._await_confirms()
+        except Exception as error:
+            self.close()
+            raise BroadcastError(
+                f"RabbitMQ did not take the messages for {name}: {error}"
+            ) from error
 
     def close(self) -> None:
         """As the contract says."""
@@ -56,7 +71,7 @@ class RabbitMQWire:
         if connection is not None:
             connection.collect()
 
-    def _open(self) -> Any:
+    def _open(self) -> None:
         if self._channel is None:
             self._connection = broker.connect(confirm=False)
             self._channel = self._connection.channel()
@@ -66,24 +81,32 @@ class RabbitMQWire:
             self._last_tag = 0
             self._unconfirmed.clear()
             self._refused = False
-            self._declared.clear()
-        return self._channel
+            self._bindings = None
 
-    def _declare(self, module: str, subscriptions: Sequence[Subscription]) -> None:
-        wanted: set[tuple[str, Subscription | None]] = {(module, None)}
-        wanted |= {(module, s) for s in subscriptions if s.modules is None or module in s.modules}
-        for missing in wanted - self._declared:
-            self._declared.add(missing)
-            subscription = missing[1]
-            if subscription is None:
-                declare(self._connection, [fanout_exchange(module)])
-                continue
-            queue = subscription_queue(subscription.name, [module], rabbitmq=True)
-            try:
-                declare(self._connection, [queue])
-            except self._connection.channel_errors as error:
-                # One queue that somebody made otherwise must not stop all the others.
-                logger.error("queue %s cannot be used: %s; delete it", queue.name, error)  # noqa: TRY400
+    def _fresh_bindings(self) -> Bindings:
+        now = time.monotonic()
+        if self._bindings is None or now - self._declared_at > DECLARE_AGAIN_AFTER:
+            self._bindings, self._declared_at = Bindings(self._connection), now
+        return self._bindings
+
+    def _publish(
+        self,
+        body: str,
+        headers: dict[str, Any],
+        exchange: str = "",
+        routing_key: str = "",
+        **properties: str,
+    ) -> None:
+        message = self._channel.prepare_message(
+            body,
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers=headers,
+            properties={"delivery_mode": 2, **properties},
+        )
+        self._channel.basic_publish(message, exchange=exchange, routing_key=routing_key)
+        self._last_tag += 1
+        self._unconfirmed.add(self._last_tag)
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
         if multiple:

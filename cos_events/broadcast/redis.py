@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from cos_events import broker
+from cos_events.broadcast.contract import Copy
+from cos_events.broadcast.message import headers_of, message_of
 from cos_events.errors import BroadcastError
 from cos_events.store.outbox import Pending
-from cos_events.subscription import Subscription
+from cos_events.subscription import Recipient
 from cos_events.topology import fanout_exchange
 
 MAX_PIPELINE = 1_000
 """The most Redis commands in one pipeline."""
+
+_OPTIONS = {"content_type": "application/json", "content_encoding": "utf-8", "retry": False}
 
 
 class RedisWire:
@@ -26,16 +31,25 @@ class RedisWire:
         self._connection: Any = None
         self._producer: Any = None
 
-    def send(self, batch: Sequence[Pending], subscriptions: Sequence[Subscription]) -> None:
+    def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """As the contract says."""
-        try:
-            producer = self._open()
-            with producer.batch(max_size=MAX_PIPELINE):
-                for pending in batch:
-                    self._publish(producer, pending, subscriptions)
-        except Exception as error:
-            self.close()
-            raise BroadcastError(f"Redis did not take the batch: {error}") from error
+        with self._pipeline() as producer:
+            for pending in batch:
+                exchange = fanout_exchange(pending.source_module)
+                options = {**_OPTIONS, "headers": headers_of(pending.traceparent)}
+                producer.publish(pending.envelope, exchange=exchange, declare=[exchange], **options)
+                for each in recipients:
+                    if not each.holding and each.wants(pending.source_module, pending.event_type):
+                        producer.publish(
+                            pending.envelope, exchange="", routing_key=each.name, **options
+                        )
+
+    def send_to_queue(self, name: str, copies: Sequence[Copy]) -> None:
+        """As the contract says."""
+        with self._pipeline() as producer:
+            for copy in copies:
+                body, headers = message_of(name, copy)
+                producer.publish(body, exchange="", routing_key=name, headers=headers, **_OPTIONS)
 
     def close(self) -> None:
         """As the contract says."""
@@ -43,23 +57,18 @@ class RedisWire:
         if connection is not None:
             connection.collect()
 
+    @contextmanager
+    def _pipeline(self) -> Iterator[Any]:
+        try:
+            producer = self._open()
+            with producer.batch(max_size=MAX_PIPELINE):
+                yield producer
+        except Exception as error:
+            self.close()
+            raise BroadcastError(f"Redis did not take the messages: {error}") from error
+
     def _open(self) -> Any:
         if self._producer is None:
             self._connection = broker.connect()
             self._producer = self._connection.Producer(auto_declare=False)
         return self._producer
-
-    @staticmethod
-    def _publish(producer: Any, pending: Pending, subscriptions: Sequence[Subscription]) -> None:
-        message = {
-            "content_type": "application/json",
-            "content_encoding": "utf-8",
-            "retry": False,
-        }
-        exchange = fanout_exchange(pending.source_module)
-        producer.publish(pending.envelope, exchange=exchange, declare=[exchange], **message)
-        for subscription in subscriptions:
-            if subscription.wants(pending.source_module, pending.event_type):
-                producer.publish(
-                    pending.envelope, exchange="", routing_key=subscription.name, **message
-                )

@@ -97,6 +97,8 @@ class SubscriptionRow(Base):
     """While history is handed over: its last outbox id; the watermark is how far that has come."""
     holding: Mapped[bool] = mapped_column(server_default=text("false"))
     """Its queue is at its depth: new copies wait here, in order, and follow as it drains."""
+    holds: Mapped[int] = mapped_column(server_default=text("0"))
+    """How often it began to hold: publishers see by it that bindings have changed meanwhile."""
     paused_until: Mapped[datetime | None]
     """Its handler is not called before; then one event probes. Null: not paused."""
     paused_because: Mapped[str | None]

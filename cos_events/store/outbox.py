@@ -18,6 +18,7 @@ class Pending:
     source_module: str
     event_type: str
     envelope: str
+    traceparent: str | None = None
 
 
 def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) -> list[Pending]:
@@ -29,7 +30,13 @@ def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) 
         ids: only these rows; None for whatever waits.
     """
     statement = (
-        select(OutboxRow.id, OutboxRow.source_module, OutboxRow.event_type, OutboxRow.envelope)
+        select(
+            OutboxRow.id,
+            OutboxRow.source_module,
+            OutboxRow.event_type,
+            OutboxRow.envelope,
+            OutboxRow.traceparent,
+        )
         .where(OutboxRow.published_at.is_(None))
         .order_by(OutboxRow.id)
         .limit(limit)

@@ -105,8 +105,12 @@ def advance(connection: Connection, subscription: str, watermark: int) -> None:
 
 def note_sent_again(
     connection: Connection, subscription: str, outbox_ids: Sequence[int], again: timedelta
-) -> Sequence[Row[str, int]]:
-    """Give these events a delivery row, due again after `again`; their envelopes and attempts."""
+) -> Sequence[Row[str, int, str | None]]:
+    """Give these events a delivery row, due again after `again`.
+
+    Returns:
+        For each its envelope, the attempts made at it, its trace context; oldest first.
+    """
     statement = insert(DeliveryRow).from_select(
         ["subscription", "event_id", "outbox_id", "state", "attempts", "next_attempt_at"],
         select(
@@ -122,7 +126,7 @@ def note_sent_again(
         statement.on_conflict_do_nothing().returning(DeliveryRow.event_id)
     ).all()
     return connection.execute(
-        select(OutboxRow.envelope, literal(0))
+        select(OutboxRow.envelope, literal(0), OutboxRow.traceparent)
         .where(OutboxRow.event_id == func.any(list(written)))
         .order_by(OutboxRow.id)
     ).all()
@@ -135,8 +139,8 @@ def has_late_retries(connection: Connection, subscription: str, late: timedelta)
 
 def take_late_retries(
     connection: Connection, subscription: str, late: timedelta, limit: int
-) -> Sequence[Row[str, int]]:
-    """Retries whose time is long over, due again after `late`; their envelopes and attempts."""
+) -> Sequence[Row[str, int, str | None]]:
+    """Retries whose time is long over, due again after `late`; as `note_sent_again`."""
     due = (
         select(DeliveryRow.event_id)
         .where(*_late(subscription, late))
@@ -152,7 +156,11 @@ def take_late_retries(
             OutboxRow.event_id == DeliveryRow.event_id,
         )
         .values(next_attempt_at=func.now() + late)
-        .returning(OutboxRow.envelope, DeliveryRow.attempts)
+        .returning(
+            func.coalesce(DeliveryRow.correction, OutboxRow.envelope),
+            DeliveryRow.attempts,
+            OutboxRow.traceparent,
+        )
     ).all()
 
 

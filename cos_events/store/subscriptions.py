@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Text, case, cast, func, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from cos_events.store.models import OutboxRow, SubscriptionRow
-from cos_events.subscription import Subscription
+from cos_events.subscription import Recipient, Subscription
 
 
 def register(connection: Connection, subscriptions: Iterable[Subscription]) -> None:
@@ -63,14 +63,21 @@ def lock(connection: Connection, name: str, *, wait: bool = True) -> bool:
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(*key))))
 
 
-def load(connection: Connection) -> list[Subscription]:
+def load(connection: Connection) -> list[Recipient]:
     """Every subscription there is, by name."""
     rows = connection.execute(
-        select(SubscriptionRow.name, SubscriptionRow.modules, SubscriptionRow.event_types).order_by(
-            SubscriptionRow.name
-        )
+        select(
+            SubscriptionRow.name,
+            SubscriptionRow.modules,
+            SubscriptionRow.event_types,
+            SubscriptionRow.holding,
+            SubscriptionRow.holds,
+        ).order_by(SubscriptionRow.name)
     )
-    return [Subscription(name, _set(modules), _set(types)) for name, modules, types in rows]
+    return [
+        Recipient(name, _set(modules), _set(types), holding, holds)
+        for name, modules, types, holding, holds in rows
+    ]
 
 
 def _sorted(names: frozenset[str] | None) -> list[str] | None:

@@ -17,7 +17,7 @@ from cos_events.broadcast.redis import RedisWire
 from cos_events.errors import BroadcastError
 from cos_events.recording import make_envelope
 from cos_events.store.outbox import Pending
-from cos_events.subscription import Subscription
+from cos_events.subscription import Recipient
 from cos_events.topology import channel_name, fanout_exchange
 
 
@@ -63,15 +63,15 @@ def wire(broker_url: str) -> Iterator[BrokerWire]:
 @pytest.fixture
 def subscription(
     module: str, unique: Callable[[str], str], clean_queues: list[str]
-) -> Callable[..., Subscription]:
+) -> Callable[..., Recipient]:
     """Makes a subscription to the test's module; its queue is deleted afterwards."""
 
     def make(
         modules: frozenset[str] | None = frozenset({module}), types: frozenset[str] | None = None
-    ) -> Subscription:
+    ) -> Recipient:
         name = unique("sub")
         clean_queues.append(name)
-        return Subscription(name, modules, types)
+        return Recipient(name, modules, types)
 
     return make
 
@@ -112,7 +112,7 @@ def delete_exchange(module: str) -> None:
 
 
 def test_each_wanting_queue_gets_each_envelope_once_and_in_order(
-    wire: BrokerWire, module: str, subscription: Callable[..., Subscription]
+    wire: BrokerWire, module: str, subscription: Callable[..., Recipient]
 ) -> None:
     wanting = [subscription(), subscription(), subscription(modules=None)]
     batch = events(module, 50)
@@ -122,7 +122,7 @@ def test_each_wanting_queue_gets_each_envelope_once_and_in_order(
 
 
 def test_the_message_is_exactly_the_envelopes_json(
-    wire: BrokerWire, module: str, subscription: Callable[..., Subscription]
+    wire: BrokerWire, module: str, subscription: Callable[..., Recipient]
 ) -> None:
     wanting = subscription()
     raw = make_envelope(
@@ -136,7 +136,7 @@ def test_the_message_is_exactly_the_envelopes_json(
 
 
 def test_a_queue_gets_nothing_of_a_module_that_it_does_not_want(
-    wire: BrokerWire, module: str, subscription: Callable[..., Subscription]
+    wire: BrokerWire, module: str, subscription: Callable[..., Recipient]
 ) -> None:
     wanting, other = subscription(), subscription(modules=frozenset({"another_module"}))
     wire.send(events(module, 3), [wanting, other])
@@ -145,7 +145,7 @@ def test_a_queue_gets_nothing_of_a_module_that_it_does_not_want(
 
 
 def test_unwanted_event_types_are_filtered_here_or_left_to_the_subscribers_task(
-    wire: BrokerWire, broker_url: str, module: str, subscription: Callable[..., Subscription]
+    wire: BrokerWire, broker_url: str, module: str, subscription: Callable[..., Recipient]
 ) -> None:
     picky = subscription(types=frozenset({"prompt_trace"}))
     wanted, unwanted = events(module, 2, "prompt_trace"), events(module, 2, "event_log")
@@ -158,7 +158,7 @@ def test_a_batch_may_hold_events_of_several_modules(
     wire: BrokerWire,
     module: str,
     unique: Callable[[str], str],
-    subscription: Callable[..., Subscription],
+    subscription: Callable[..., Recipient],
 ) -> None:
     second = unique("wire")
     first_only, both = subscription(), subscription(modules=frozenset({module, second}))
@@ -172,7 +172,7 @@ def test_a_batch_may_hold_events_of_several_modules(
 
 
 def test_a_queue_without_a_consumer_keeps_its_messages_after_the_wire_is_closed(
-    wire: BrokerWire, module: str, subscription: Callable[..., Subscription]
+    wire: BrokerWire, module: str, subscription: Callable[..., Recipient]
 ) -> None:
     absent = subscription()
     first, second = events(module, 2)
@@ -184,7 +184,7 @@ def test_a_queue_without_a_consumer_keeps_its_messages_after_the_wire_is_closed(
 
 
 def test_a_subscription_that_appears_between_two_sends_gets_the_second(
-    wire: BrokerWire, module: str, subscription: Callable[..., Subscription]
+    wire: BrokerWire, module: str, subscription: Callable[..., Recipient]
 ) -> None:
     old, new = subscription(), subscription()
     first, second = events(module, 2)
@@ -218,7 +218,7 @@ def test_the_exchange_can_be_heard_live_by_a_plain_kombu_consumer(
 
 
 def test_a_deleted_queue_is_made_again_at_the_latest_when_the_wire_connects_again(
-    wire: BrokerWire, broker_url: str, module: str, subscription: Callable[..., Subscription]
+    wire: BrokerWire, broker_url: str, module: str, subscription: Callable[..., Recipient]
 ) -> None:
     lost, other = subscription(), subscription()
     batch = first, second, third = events(module, 3)
@@ -235,7 +235,7 @@ def test_a_deleted_queue_is_made_again_at_the_latest_when_the_wire_connects_agai
 
 
 def test_a_deleted_exchange_is_made_again_by_the_second_send_at_the_latest(
-    wire: BrokerWire, module: str, subscription: Callable[..., Subscription]
+    wire: BrokerWire, module: str, subscription: Callable[..., Recipient]
 ) -> None:
     wanting = subscription()
     first, second = events(module, 2)

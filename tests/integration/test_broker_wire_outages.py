@@ -24,7 +24,7 @@ from cos_events.embedded import EmbeddedValkey
 from cos_events.errors import BroadcastError
 from cos_events.recording import make_envelope
 from cos_events.store.outbox import Pending
-from cos_events.subscription import Subscription
+from cos_events.subscription import Recipient
 from cos_events.topology import channel_name
 
 WIRE_TIMEOUT = 0.5
@@ -137,17 +137,17 @@ def wire(outages: Outages) -> Iterator[BrokerWire]:
 
 
 @pytest.fixture
-def wanting(outages: Outages, unique: Callable[[str], str]) -> Iterator[Subscription]:
+def wanting(outages: Outages, unique: Callable[[str], str]) -> Iterator[Recipient]:
     """A subscription to a module of the test's own, called like it; nothing of it is left."""
     name = unique("outage")
-    yield Subscription(name, frozenset({name}))
+    yield Recipient(name, frozenset({name}))
     if isinstance(outages, RabbitMQOutages):
         with Connection(outages.plain_url) as connection, connection.channel() as channel:
             channel.queue_delete(name)
             channel.exchange_delete(channel_name(name))
 
 
-def event(wanting: Subscription, number: int = 0, size: int = 10) -> Pending:
+def event(wanting: Recipient, number: int = 0, size: int = 10) -> Pending:
     data = {"n": number, "text": "x" * size}
     envelope = make_envelope(event_type="event_log", module=wanting.name, data=data)
     return Pending(number, wanting.name, "event_log", envelope.encode())
@@ -160,7 +160,7 @@ def queued(queue: str) -> list[str]:
     return [each if isinstance(each, str) else bytes(each).decode() for each in bodies]
 
 
-def fails_in_time(wire: BrokerWire, batch: list[Pending], wanting: Subscription) -> None:
+def fails_in_time(wire: BrokerWire, batch: list[Pending], wanting: Recipient) -> None:
     started = time.monotonic()
     with pytest.raises(BroadcastError):
         wire.send(batch, [wanting])
@@ -173,7 +173,7 @@ def outage(outages: Outages, kind: str) -> AbstractContextManager[None]:
 
 @pytest.mark.parametrize("kind", ["away", "frozen"])
 def test_a_broker_lost_after_a_send_is_an_error_in_bounded_time_and_then_works_again(
-    outages: Outages, wire: BrokerWire, wanting: Subscription, kind: str
+    outages: Outages, wire: BrokerWire, wanting: Recipient, kind: str
 ) -> None:
     wire.send([event(wanting, 1)], [wanting])
     with outage(outages, kind):
@@ -186,7 +186,7 @@ def test_a_broker_lost_after_a_send_is_an_error_in_bounded_time_and_then_works_a
 
 @pytest.mark.parametrize("kind", ["away", "frozen"])
 def test_a_wire_made_while_its_broker_is_lost_works_once_it_is_there(
-    outages: Outages, wire: BrokerWire, wanting: Subscription, kind: str
+    outages: Outages, wire: BrokerWire, wanting: Recipient, kind: str
 ) -> None:
     with outage(outages, kind):
         fails_in_time(wire, [event(wanting, 1)], wanting)
@@ -196,7 +196,7 @@ def test_a_wire_made_while_its_broker_is_lost_works_once_it_is_there(
 
 
 def test_a_batch_larger_than_any_socket_buffer_fails_in_bounded_time_on_a_frozen_broker(
-    outages: Outages, wire: BrokerWire, wanting: Subscription
+    outages: Outages, wire: BrokerWire, wanting: Recipient
 ) -> None:
     wire.send([event(wanting, 1)], [wanting])
     with outages.frozen():
@@ -204,7 +204,7 @@ def test_a_batch_larger_than_any_socket_buffer_fails_in_bounded_time_on_a_frozen
 
 
 def test_closing_a_wire_on_a_frozen_broker_takes_a_bounded_time(
-    outages: Outages, wire: BrokerWire, wanting: Subscription
+    outages: Outages, wire: BrokerWire, wanting: Recipient
 ) -> None:
     wire.send([event(wanting, 1)], [wanting])
     with outages.frozen():
@@ -218,7 +218,7 @@ def test_after_flushall_the_next_send_arrives(
 ) -> None:
     environment(BROKER_URL=valkey.url)
     name = unique("outage")
-    wanting = Subscription(name, frozenset({name}))
+    wanting = Recipient(name, frozenset({name}))
     wire = RedisWire()
     wire.send([event(wanting, 1)], [wanting])
     with Redis.from_url(valkey.url) as redis:

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session
 
 from cos_events import broker, record_event
-from cos_events.broadcast import send_to_queue
+from cos_events.broadcast import Copy, make_wire, send_to_queue
 from cos_events.envelope import Envelope
 from cos_events.ledger import verify
 from cos_events.relay import Redelivery
@@ -43,7 +43,7 @@ def subscription(
 @pytest.fixture
 def relay(database: Engine, subscription: Subscription) -> Iterator[Redelivery]:
     """A relay for which a minute is long."""
-    return Redelivery(database, after=60.0)
+    return Redelivery(database, make_wire(), after=60.0)
 
 
 def register(engine: Engine, subscription: Subscription) -> None:
@@ -178,7 +178,7 @@ def test_two_relays_do_not_send_the_same_event_twice(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:
     published(database, record(database, 5), ago=61)
-    other = Redelivery(database, after=60.0)
+    other = Redelivery(database, make_wire(), after=60.0)
     assert relay.sweep() + other.sweep() == 5
     assert len(taken_from(subscription.name)) == 5
 
@@ -190,10 +190,10 @@ def test_nothing_is_noted_or_sent_while_the_broker_is_away(
     published(database, lost, ago=61)
     before = os.environ["BROKER_URL"]
     environment(BROKER_URL="redis://127.0.0.1:1/0")
-    relay = Redelivery(database, after=60.0)
-    assert [relay.sweep(), relay.sweep()] == [0, 0]
+    away = Redelivery(database, make_wire(), after=60.0)
+    assert [away.sweep(), away.sweep()] == [0, 0]
     environment(BROKER_URL=before)
-    assert relay.sweep() == 1
+    assert Redelivery(database, make_wire(), after=60.0).sweep() == 1
     assert taken_from(subscription.name) == [(lost[0], 0)]
 
 
@@ -274,7 +274,7 @@ def test_what_later_events_have_overtaken_is_lost_though_the_queue_is_not_empty(
     published(database, [behind, had], ago=100)
     with database.begin() as connection:
         deliveries.settle(connection, subscription.name, [had], 1)
-    send_to_queue(subscription, [(envelope_of(database, behind), 0)])
+    send_to_queue(subscription.name, [Copy(envelope_of(database, behind))])
     assert relay.sweep() == 1
     assert taken_from(subscription.name) == [(behind, 0), (lost, 0)]
 

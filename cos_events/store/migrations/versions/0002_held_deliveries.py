@@ -16,6 +16,7 @@ def upgrade() -> None:
         ALTER TABLE cos_events.subscription
             ADD backfill_until bigint,
             ADD holding boolean NOT NULL DEFAULT false,
+            ADD holds integer NOT NULL DEFAULT 0,
             ADD paused_until timestamptz,
             ADD paused_because text,
             ADD probes integer NOT NULL DEFAULT 0,
@@ -55,7 +56,7 @@ def downgrade() -> None:
             DROP CONSTRAINT ck_delivery_state,
             ADD CONSTRAINT ck_delivery_state CHECK (state IN ('retrying', 'delivered', 'dead'));
         ALTER TABLE cos_events.subscription
-            DROP backfill_until, DROP holding, DROP paused_until, DROP paused_because,
+            DROP backfill_until, DROP holding, DROP holds, DROP paused_until, DROP paused_because,
             DROP probes, DROP probing_until, DROP keyed_through;
         ALTER TABLE cos_events.outbox DROP traceparent;
     """)

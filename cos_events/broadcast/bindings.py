@@ -1,0 +1,53 @@
+"""RabbitMQ's exchanges, queues and bindings, as publishers want them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cos_events.subscription import Recipient
+from cos_events.topology import declare, fanout_exchange, subscription_queue, unbind
+
+logger = logging.getLogger(__name__)
+
+
+class Bindings:
+    """What this connection has declared already, so that each is declared once.
+
+    A queue is bound to the exchange of each module that its subscription wants, and unbound while
+    it is holding: what the exchange does not copy then waits in PostgreSQL.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._done: set[tuple[str, Recipient | None]] = set()
+
+    def see_to(self, modules: Iterable[str], recipients: Sequence[Recipient]) -> None:
+        """Bring the exchanges of these modules, and what is bound to them, up to date."""
+        for module in modules:
+            self._once(module, None)
+            for recipient in recipients:
+                if recipient.modules is None or module in recipient.modules:
+                    self._once(module, recipient)
+
+    def _once(self, module: str, recipient: Recipient | None) -> None:
+        if (module, recipient) in self._done:
+            return
+        if recipient is None:
+            declare(self._connection, [fanout_exchange(module)])
+        else:
+            self._bind(module, recipient)
+        self._done.add((module, recipient))
+
+    def _bind(self, module: str, recipient: Recipient) -> None:
+        queue = subscription_queue(
+            recipient.name, () if recipient.holding else (module,), rabbitmq=True
+        )
+        try:
+            declare(self._connection, [queue])
+            if recipient.holding:
+                unbind(self._connection, queue, module)
+        except self._connection.channel_errors as error:
+            # One queue that somebody made otherwise must not stop all the others.
+            logger.error("queue %s cannot be used: %s; delete it", queue.name, error)  # noqa: TRY400

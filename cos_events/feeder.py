@@ -1,0 +1,87 @@
+"""Hands held copies over to the broker, in order, as their queues have room for them."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+from sqlalchemy import Engine
+
+from cos_events import broker
+from cos_events.broadcast import BrokerWire, Copy
+from cos_events.errors import BroadcastError
+from cos_events.store import held, subscriptions
+
+logger = logging.getLogger(__name__)
+
+BATCH_SIZE = 500
+"""The most copies in one transaction."""
+
+BATCHES_A_TURN = 8
+"""The most batches for one subscription before the others have their turn."""
+
+
+class Feeder:
+    """Releases what is held. Any number may run; one subscription is fed by one of them at a time.
+
+    Parameters:
+        engine: on the bus's database.
+        wire: to the broker; not shared with other threads.
+        depth: the most messages that may wait in a queue.
+        again: seconds after which a released copy that nobody has had counts as lost.
+    """
+
+    def __init__(self, engine: Engine, wire: BrokerWire, depth: int, again: float) -> None:
+        self._engine = engine
+        self._wire = wire
+        self._depth = depth
+        self._again = timedelta(seconds=again)
+
+    def sweep(self) -> int:
+        """Feed each queue that has room; returns how many copies were handed over.
+
+        Raises:
+            BroadcastError: the broker did not take some; they are held as before.
+        """
+        with self._engine.connect() as connection:
+            waiting = held.with_due(connection)
+        if not waiting:
+            return 0
+        depths = broker.queue_depths([row.name for row in waiting])
+        if depths is None:
+            return 0
+        return sum(self._turn(*row, self._depth - depths.get(row.name, 0)) for row in waiting)
+
+    def _turn(self, name: str, holding: bool, paused: bool, room: int) -> int:
+        # Held for as long as copies are on their way: another feeder would see an old depth.
+        with self._engine.begin() as guard:
+            if not subscriptions.lock(guard, name, wait=False):
+                return 0
+            if paused:
+                return 0
+            fed = 0
+            for _ in range(BATCHES_A_TURN):
+                limit = min(BATCH_SIZE, room - fed)
+                batch = self._feed(name, limit) if limit > 0 else 0
+                fed += batch
+                if batch < BATCH_SIZE:
+                    break
+        if holding and fed < room:
+            with self._engine.begin() as connection:
+                if held.end_to_hold(connection, name):
+                    logger.warning("%s: nothing waits in PostgreSQL any more", name)
+        return fed
+
+    def _feed(self, name: str, limit: int) -> int:
+        with self._engine.begin() as connection:
+            released = held.release(connection, name, limit, self._again)
+        if not released:
+            return 0
+        copies = [Copy(row.envelope, row.attempts, traceparent=row.traceparent) for row in released]
+        try:
+            self._wire.send_to_queue(name, copies)
+        except BroadcastError:
+            with self._engine.begin() as connection:
+                held.take_back(connection, name, [row.event_id for row in released])
+            raise
+        return len(released)

@@ -1,0 +1,54 @@
+"""How much a publisher may still put into each queue before its depth must be looked at again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+from cos_events.store.outbox import Pending
+from cos_events.subscription import Recipient
+
+
+class QueueRoom:
+    """Counts what this process has sent, so that depths are asked for rarely. Thread-safe.
+
+    Only half of the room that was found is used before the next look: other publishers fill the
+    same queues.
+
+    Parameters:
+        depth: the most messages that may wait in a queue.
+        margin: the most messages of one batch; a queue with less room than that counts as full.
+    """
+
+    def __init__(self, depth: int, margin: int) -> None:
+        self._depth = depth
+        self._margin = margin
+        self._left: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def spend(self, batch: Sequence[Pending], recipients: Iterable[Recipient]) -> None:
+        """A batch is sent to those that do not hold."""
+        kinds = [(pending.source_module, pending.event_type) for pending in batch]
+        with self._lock:
+            for each in recipients:
+                if each.holding:
+                    self._left.pop(each.name, None)
+                else:
+                    wanted = sum(each.wants(*kind) for kind in kinds)
+                    self._left[each.name] = self._left.get(each.name, 0) - wanted
+
+    def unknown(self) -> list[str]:
+        """The queues whose depth must be looked at before the next batch."""
+        with self._lock:
+            return [name for name, left in self._left.items() if left < self._margin]
+
+    def look(self, depths: dict[str, int], names: Iterable[str]) -> list[str]:
+        """Take note of these queues' depths; returns those that are full."""
+        full = []
+        with self._lock:
+            for name in names:
+                room = self._depth - depths.get(name, 0)
+                self._left[name] = max(room // 2, self._margin)
+                if room < self._margin:
+                    full.append(name)
+        return full

@@ -1,0 +1,167 @@
+"""Statements on held deliveries: copies that wait in PostgreSQL until their queue has room.
+
+Who holds is decided under a lock that each publishing transaction shares, so that no publisher
+relies on a queue that another one has just unbound, and none is missed when a queue is bound again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import InstrumentedAttribute, aliased
+
+from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.redelivery import wanted
+
+_SHARE = text("SELECT pg_advisory_xact_lock_shared(hashtext('cos_events.holding'))")
+_ALONE = text("SELECT pg_advisory_xact_lock(hashtext('cos_events.holding'))")
+
+
+def publishing(connection: Connection) -> None:
+    """Let no subscription begin or end to hold before this transaction ends."""
+    connection.execute(_SHARE)
+
+
+def begin_to_hold(connection: Connection, name: str) -> None:
+    """From the next published batch on, this subscription's copies wait here."""
+    connection.execute(_ALONE)
+    connection.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.name == name, ~SubscriptionRow.holding)
+        .values(holding=True, holds=SubscriptionRow.holds + 1)
+    )
+
+
+def end_to_hold(connection: Connection, name: str) -> bool:
+    """Go back to copies on the broker, unless some that are due still wait, or it is paused."""
+    connection.execute(_ALONE)
+    ended = connection.execute(
+        update(SubscriptionRow)
+        .where(
+            SubscriptionRow.name == name,
+            SubscriptionRow.holding,
+            SubscriptionRow.paused_until.is_(None),
+            ~exists().where(*_due(name)),
+        )
+        .values(holding=False)
+    )
+    return bool(ended.rowcount)
+
+
+def hold(connection: Connection, names: Sequence[str], outbox_ids: Sequence[int]) -> None:
+    """Hold these events for those of these subscriptions that want them."""
+    rows = select(
+        SubscriptionRow.name,
+        OutboxRow.event_id,
+        OutboxRow.id,
+        literal("held"),
+        literal(0),
+        literal(AT_ONCE),
+    ).where(
+        OutboxRow.id == func.any(list(outbox_ids)),
+        SubscriptionRow.name == func.any(list(names)),
+        OutboxRow.id > SubscriptionRow.starts_after,
+        wanted(),
+    )
+    columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "next_attempt_at"]
+    connection.execute(insert(DeliveryRow).from_select(columns, rows).on_conflict_do_nothing())
+
+
+def with_due(connection: Connection) -> Sequence[Row[str, bool, bool]]:
+    """The subscriptions that have work for the feeder.
+
+    Returns:
+        For each its name; whether it is holding; whether it is paused.
+    """
+    paused = SubscriptionRow.paused_until.is_not(None)
+    due = exists().where(*_due(SubscriptionRow.name))
+    return connection.execute(
+        select(SubscriptionRow.name, SubscriptionRow.holding, paused)
+        .where(or_(SubscriptionRow.holding, paused, due))
+        .order_by(SubscriptionRow.name)
+    ).all()
+
+
+def release(
+    connection: Connection, name: str, limit: int, again: timedelta
+) -> Sequence[Row[UUID, str, int, str | None]]:
+    """Let the first of what is due go; each counts as lost if nothing is heard of it after `again`.
+
+    Of events with one key only the first unfinished may go.
+
+    Returns:
+        For each the event's id, its envelope, the attempts made at it, its trace context.
+    """
+    earlier = aliased(DeliveryRow)
+    blocked = exists().where(
+        earlier.subscription == DeliveryRow.subscription,
+        earlier.order_key == DeliveryRow.order_key,
+        earlier.outbox_id < DeliveryRow.outbox_id,
+        earlier.state.in_(["held", "retrying"]),
+    )
+    first = (
+        select(DeliveryRow.event_id)
+        .where(*_due(name), ~blocked)
+        .order_by(DeliveryRow.next_attempt_at, DeliveryRow.outbox_id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("first")
+    )
+    released = (
+        update(DeliveryRow)
+        .where(
+            DeliveryRow.subscription == name,
+            DeliveryRow.event_id == first.c.event_id,
+            OutboxRow.event_id == DeliveryRow.event_id,
+        )
+        .values(state="retrying", next_attempt_at=func.now() + again)
+        .returning(
+            DeliveryRow.event_id,
+            func.coalesce(DeliveryRow.correction, OutboxRow.envelope).label("envelope"),
+            DeliveryRow.attempts,
+            OutboxRow.traceparent,
+            OutboxRow.id,
+        )
+        .cte("released")
+    )
+    return connection.execute(
+        select(
+            released.c.event_id, released.c.envelope, released.c.attempts, released.c.traceparent
+        ).order_by(released.c.id)
+    ).all()
+
+
+def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> None:
+    """Undo `release` for events whose copies the broker did not take."""
+    connection.execute(
+        update(DeliveryRow)
+        .where(
+            DeliveryRow.subscription == name,
+            DeliveryRow.event_id == func.any(list(event_ids)),
+            DeliveryRow.state == "retrying",
+        )
+        .values(state="held", next_attempt_at=AT_ONCE)
+    )
+
+
+def _due(name: InstrumentedAttribute[str] | str) -> tuple[ColumnElement[bool], ...]:
+    return (
+        DeliveryRow.subscription == name,
+        DeliveryRow.state == "held",
+        DeliveryRow.next_attempt_at <= func.now(),
+    )
