@@ -46,9 +46,12 @@ def register_subscriptions(app: Celery) -> None:
         SchemaMissing: the database has no cos-events tables.
         DatabaseAway: it cannot be reached.
     """
+    declared = subscribers_of(app)
     with explained(), get_engine().begin() as connection:
         subscriptions.register(
-            connection, [each.subscription for each in subscribers_of(app).values()]
+            connection,
+            [each.subscription for each in declared.values()],
+            {name: each.start_from for name, each in declared.items()},
         )
 
 

@@ -43,17 +43,17 @@ def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> 
     name, attempts = subscriber.name, retries + 1
     if subscriber.wants_session:
         with _unless_lost(), Session(get_engine()) as session, session.begin():
-            with _ledger():
+            with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
             _call(subscriber, [by_id[each] for each in ids if each in fresh], session=session)
-            with _ledger():
+            with ledger():
                 known = deliveries.due(session, name, ids - fresh, attempts) if fresh < ids else {}
         return ids - fresh - known.keys()
-    with _ledger(), get_engine().connect() as connection:
+    with ledger(), get_engine().connect() as connection:
         due = deliveries.due(connection, name, ids, attempts)
     if to_run := [by_id[each] for each in ids if due.get(each)]:
         _call(subscriber, to_run)
-        with _ledger(), get_engine().begin() as connection:
+        with ledger(), get_engine().begin() as connection:
             deliveries.settle(connection, name, {e.base_log_id for e in to_run}, attempts)
     return ids - due.keys()
 
@@ -80,7 +80,12 @@ async def _awaited(result: Any) -> Any:
 
 
 @contextmanager
-def _ledger() -> Iterator[None]:
+def ledger() -> Iterator[None]:
+    """A statement of the ledger's own.
+
+    Raises:
+        LedgerAway: it failed.
+    """
     try:
         yield
     except DBAPIError as error:

@@ -26,12 +26,12 @@ from kombu.message import Message
 from kombu.utils.uuid import uuid
 
 from cos_events.broker import body_of
-from cos_events.delivery import fail
 from cos_events.errors import InvalidEnvelope
+from cos_events.failure import fail
 from cos_events.redis_guard import guard
 from cos_events.relay import Relay
 from cos_events.subscribers import Subscriber, subscribers_of
-from cos_events.task_message import EMBED, task_headers
+from cos_events.task_message import EMBED, REDELIVERED, task_headers
 from cos_events.topology import PUBLISH_QUEUE
 
 
@@ -54,7 +54,8 @@ class TaskMessage(Message):
                 "redelivered": any(part.delivery_info.get("redelivered") for part in parts),
             },
             properties={"correlation_id": task_id, "delivery_mode": 2},
-            headers=task_headers(subscriber.name, task_id, f"(<{len(parts)} events>,)"),
+            headers=task_headers(subscriber.name, task_id, f"(<{len(parts)} events>,)")
+            | {REDELIVERED: any(is_redelivered(part) for part in parts)},
             accept={"application/json"},
             channel=parts[0].channel,
             delivery_tag=parts[0].delivery_tag,
@@ -133,6 +134,10 @@ class Gathering:
                 return
         self.flush()
 
+    def alone(self, message: Message) -> None:
+        """Run one by itself."""
+        self._run(TaskMessage(self._subscriber, [message]))
+
     def flush(self) -> None:
         """Run what there is."""
         with self._lock:
@@ -190,6 +195,9 @@ class DeliveryStep(bootsteps.StartStopStep):
             gathering = self._gathering_of(message)
             if gathering is None or is_retry(message):
                 run(message)
+            elif is_redelivered(message):
+                # By itself: an earlier copy may have killed its worker.
+                gathering.alone(message)
             else:
                 gathering.add(message)
 
@@ -227,6 +235,12 @@ class RelayStep(bootsteps.StartStopStep):
         if self._relay is not None:
             self._relay.stop()
             self._relay = None
+
+
+def is_redelivered(message: Message) -> bool:
+    """Whether an earlier copy of this message was in a worker's hands."""
+    info, headers = message.delivery_info or {}, message.headers or {}
+    return bool(info.get("redelivered") or headers.get(REDELIVERED))
 
 
 def is_retry(message: Message) -> bool:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Retry, WorkerLostError
 
-from cos_events import dead_letters
+from cos_events import dead_letters, gate
 from cos_events.attempt import LedgerAway, attempt
 from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
-from cos_events.retry import Dead, RetryAfter
-from cos_events.settings import get_settings
-from cos_events.store import deliveries
-from cos_events.store.engine import get_engine, wait_at_most
+from cos_events.failure import fail, wait_for_ledger
+from cos_events.retry import RetryAfter
+from cos_events.task_message import REDELIVERED
 
 if TYPE_CHECKING:
     from celery.app.task import Task
@@ -26,18 +25,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCK_TIMEOUT_MS = 2_000
-"""Milliseconds that a failure's note waits for another copy of the event that runs right now."""
-
-LEDGER_AWAY_DELAY = 5.0
-"""Seconds until the next try when a failure cannot be noted; that try counts as no attempt."""
-
 
 def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -> None:
     """Run a subscription's handler for these envelopes, and see each to its outcome.
 
-    Afterwards each one is delivered, waiting for its retry, or a dead letter; the Celery task ends
-    as a success if all went well or several were handled, and as a retry if its only one failed.
+    Afterwards each one is delivered, held, waiting for its retry, or a dead letter; the Celery task
+    ends as a success if all went well or several were handled, and as a retry if its only one
+    failed.
 
     Args:
         task: the subscription's Celery task, bound to the request in hand.
@@ -75,80 +69,59 @@ def _deliver_batch(
     task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
 ) -> bool:
     """Try them in one call; False if its messages are to be tried singly."""
+    batch, retries = list(envelopes.values()), task.request.retries
     try:
-        strangers = attempt(subscriber, list(envelopes.values()), task.request.retries)
+        if not gate.may_call(subscriber, batch):
+            return True
+        try:
+            strangers = attempt(subscriber, batch, retries)
+        except subscriber.pause_on as error:
+            gate.outage(subscriber, batch, error)
+            return True
     except LedgerAway as away:
-        _wait_for_ledger(task, envelopes, away)
+        wait_for_ledger(task, envelopes, away, retries)
+        return True
     except Exception as error:  # noqa: BLE001 - whatever the handler raises
         reason = dead_letters.describe(error)
         logger.info("%s: a batch failed (%s); its messages are tried singly", task.name, reason)
         return False
-    else:
-        _bury_strangers(task, envelopes, strangers)
+    gate.called(subscriber)
+    gate.ended(subscriber, batch)
+    _bury_strangers(task, envelopes, strangers)
     return True
 
 
 def _deliver_one(
     task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope
 ) -> tuple[RetryAfter | None, Exception | None]:
+    retries = task.request.retries
     try:
-        strangers = attempt(subscriber, [envelope], task.request.retries)
+        if not gate.may_call(subscriber, [envelope]):
+            return None, None
+        deaths = gate.count_death(subscriber, envelope) if _is_redelivered(task) else 0
+        if deaths >= subscriber.retry_policy.max_deaths:
+            lost = WorkerLostError("each worker that had this event was lost")
+            return fail(task, subscriber, raw, retries, lost, deaths=deaths), lost
+        try:
+            strangers = attempt(subscriber, [envelope], retries)
+        except subscriber.pause_on as error:
+            gate.outage(subscriber, [envelope], error)
+            return None, None
     except LedgerAway as away:
-        return _wait_for_ledger(task, [raw], away), away
+        return wait_for_ledger(task, [raw], away, retries), away
     except Exception as error:  # noqa: BLE001 - whatever the handler raises
-        return fail(task, subscriber, raw, task.request.retries, error), error
+        gate.called(subscriber)
+        return fail(task, subscriber, raw, retries, error), error
+    gate.called(subscriber)
+    gate.ended(subscriber, [envelope])
     _bury_strangers(task, {raw: envelope}, strangers)
     return None, None
 
 
-def _wait_for_ledger(task: Task[Any, Any], raws: Iterable[str], away: Exception) -> RetryAfter:
-    logger.warning("%s: PostgreSQL is away, its events wait: %s", task.name, away)
-    for raw in raws:
-        _send_again(task, raw, LEDGER_AWAY_DELAY, task.request.retries)
-    return RetryAfter(LEDGER_AWAY_DELAY)
-
-
-def fail(
-    task: Task[Any, Any], subscriber: Subscriber, raw: str, retries: int, error: Exception
-) -> RetryAfter | None:
-    """Note that an attempt at one envelope failed; send a copy for its retry, or bury it.
-
-    Args:
-        task: the subscription's Celery task.
-        subscriber: the subscription.
-        raw: the envelope, which can be decoded.
-        retries: how many retries there were before this attempt.
-        error: what went wrong.
-
-    Returns:
-        When the copy runs; None if there is none.
-
-    Raises:
-        Reject: the broker did not take the copy.
-    """
-    event_id = Envelope.decode(raw).base_log_id
-    outcome = subscriber.retry_policy.decide(error, retries)
-    try:
-        first_failed_at = _note(subscriber.name, event_id, outcome, retries + 1, error)
-    except Exception as away:  # noqa: BLE001 - without its note, the attempt did not happen
-        logger.warning("%s: a failure could not be noted, its event waits: %s", task.name, away)
-        _send_again(task, raw, LEDGER_AWAY_DELAY, retries)
-        return RetryAfter(LEDGER_AWAY_DELAY)
-    if first_failed_at is None:
-        return None
-    if isinstance(outcome, RetryAfter):
-        _send_again(task, raw, outcome.seconds, retries + 1)
-        return outcome
-    dead_letters.bury(
-        task.app,
-        subscriber.name,
-        raw,
-        reason=outcome.reason,
-        error=error,
-        attempts=retries + 1,
-        first_failed_at=first_failed_at,
-    )
-    return None
+def _is_redelivered(task: Task[Any, Any]) -> bool:
+    """Whether an earlier copy was in the hands of a worker, which may have died of it."""
+    info = task.request.delivery_info or {}
+    return bool(task.request.get(REDELIVERED) or info.get("redelivered"))
 
 
 def _bury_strangers(
@@ -158,40 +131,3 @@ def _bury_strangers(
         if envelope.base_log_id in strangers:
             reason = f"event {envelope.base_log_id} was never recorded in this database"
             dead_letters.bury_unusable(task.app, task.name, raw, reason)
-
-
-def _note(
-    name: str, event_id: UUID, outcome: RetryAfter | Dead, attempts: int, error: Exception
-) -> datetime | None:
-    text = dead_letters.describe(error)
-    with get_engine().begin() as connection:
-        wait_at_most(connection, LOCK_TIMEOUT_MS)
-        return deliveries.note_failure(
-            connection,
-            name,
-            event_id,
-            state="dead" if isinstance(outcome, Dead) else "retrying",
-            attempts=attempts,
-            error=f"{outcome.reason}: {text}" if isinstance(outcome, Dead) else text,
-            next_attempt_at=None
-            if isinstance(outcome, Dead)
-            else datetime.now(UTC) + timedelta(seconds=outcome.seconds),
-        )
-
-
-def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) -> None:
-    try:
-        apply: Callable[..., Any] = task.apply_async
-        apply(
-            args=([raw],),
-            retries=retries,
-            countdown=seconds,
-            queue=task.name,
-            serializer="json",
-            argsrepr="(<1 event>,)",
-            kwargsrepr="{}",
-            retry=False,
-            confirm_timeout=get_settings().wire_timeout,
-        )
-    except Exception as error:
-        raise Reject(error, requeue=True) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 
 from sqlalchemy import Engine
@@ -10,7 +11,7 @@ from sqlalchemy import Engine
 from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy
 from cos_events.errors import BroadcastError
-from cos_events.store import held, subscriptions
+from cos_events.store import held, pauses, subscriptions
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +42,14 @@ class Feeder:
         """Feed each queue that has room; returns how many copies were handed over.
 
         Raises:
-            BroadcastError: the broker did not take some; they are held as before.
+            BroadcastError: the broker does not answer, or did not take some; they are held as
+                before.
         """
         with self._engine.connect() as connection:
             waiting = held.with_due(connection)
         if not waiting:
             return 0
-        depths = broker.queue_depths([row.name for row in waiting])
-        if depths is None:
-            return 0
+        depths = depths_of([row.name for row in waiting])
         return sum(self._turn(*row, self._depth - depths.get(row.name, 0)) for row in waiting)
 
     def _turn(self, name: str, holding: bool, paused: bool, room: int) -> int:
@@ -58,7 +58,7 @@ class Feeder:
             if not subscriptions.lock(guard, name, wait=False):
                 return 0
             if paused:
-                return 0
+                return self._probe(name, holding)
             fed = 0
             for _ in range(BATCHES_A_TURN):
                 limit = min(BATCH_SIZE, room - fed)
@@ -72,11 +72,21 @@ class Feeder:
                     logger.warning("%s: nothing waits in PostgreSQL any more", name)
         return fed
 
-    def _feed(self, name: str, limit: int) -> int:
+    def _probe(self, name: str, holding: bool) -> int:
+        if not holding:
+            # What arrives meanwhile would only pass through the workers' hands.
+            with self._engine.begin() as connection:
+                held.begin_to_hold(connection, name)
+        return self._feed(name, 1, probe=True)
+
+    def _feed(self, name: str, limit: int, *, probe: bool = False) -> int:
         with self._engine.begin() as connection:
+            if probe and not pauses.begin_probe(connection, name, self._again):
+                return 0
             released = held.release(connection, name, limit, self._again)
-        if not released:
-            return 0
+            if not released:
+                connection.rollback()
+                return 0
         copies = [Copy(row.envelope, row.attempts, traceparent=row.traceparent) for row in released]
         try:
             self._wire.send_to_queue(name, copies)
@@ -85,3 +95,15 @@ class Feeder:
                 held.take_back(connection, name, [row.event_id for row in released])
             raise
         return len(released)
+
+
+def depths_of(names: Sequence[str]) -> dict[str, int]:
+    """How many messages wait in each of these queues; a queue that does not exist is absent.
+
+    Raises:
+        BroadcastError: the broker does not answer.
+    """
+    depths = broker.queue_depths(names)
+    if depths is None:
+        raise BroadcastError("the broker does not answer")
+    return depths

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from celery import shared_task
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func
 from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import broker
@@ -18,6 +18,7 @@ from cos_events.queue_room import QueueRoom
 from cos_events.settings import get_settings
 from cos_events.store import held, outbox, subscriptions
 from cos_events.store.engine import get_engine
+from cos_events.store.models import OutboxRow
 from cos_events.topology import PUBLISH_TASK
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Publisher:
                 self._room.spend(batch, recipients)
                 published = [pending.id for pending in batch]
                 if holding := [each.name for each in recipients if each.holding]:
-                    held.hold(connection, holding, published)
+                    held.hold(connection, holding, OutboxRow.id == func.any(published))
                 outbox.mark_published(connection, published)
         return len(batch)
 

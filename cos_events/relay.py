@@ -19,16 +19,20 @@ from datetime import timedelta
 from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy, make_wire
+from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
-from cos_events.feeder import Feeder
+from cos_events.feeder import Feeder, depths_of
 from cos_events.publisher import BATCH_SIZE, publish_once
 from cos_events.settings import get_settings
 from cos_events.store import redelivery, subscriptions
+from cos_events.store.backfill import backfill
 from cos_events.store.engine import get_engine, wait_at_most
 from cos_events.store.redelivery import Snapshot
 from cos_events.subscription import Subscription
+
+BACKFILL_SIZE = 10_000
+"""The most events of a new subscription's history that are held at a time."""
 
 FEEDING_INTERVAL = 0.1
 """Seconds between two sweeps while held copies follow."""
@@ -60,7 +64,7 @@ class Redelivery:
         """Send again what is lost, oldest first, a batch for each subscription; returns how many.
 
         Raises:
-            BroadcastError: the broker did not take it; it is due again later.
+            BroadcastError: the broker does not answer, or did not take it; it is due again later.
         """
         with self._engine.begin() as connection:
             self._look_ahead(redelivery.snapshot(connection))
@@ -78,9 +82,11 @@ class Redelivery:
         with self._engine.begin() as connection:
             if not subscriptions.lock(connection, name, wait=False):
                 return 0
-            missing = redelivery.without_delivery(connection, name, self._after, BATCH_SIZE)
-            settled = missing[0][0] - 1 if missing else self._horizon
-            redelivery.advance(connection, name, min(settled, self._horizon))
+            missing: Sequence[Row[int, bool, bool]] = ()
+            if not backfill(connection, name, self._horizon, BACKFILL_SIZE):
+                missing = redelivery.without_delivery(connection, name, self._after, BATCH_SIZE)
+                settled = missing[0][0] - 1 if missing else self._horizon
+                redelivery.advance(connection, name, min(settled, self._horizon))
         # In a transaction of its own: what follows may wait for a handler's.
         with self._engine.begin() as connection:
             if not subscriptions.lock(connection, name, wait=False):
@@ -100,9 +106,7 @@ class Redelivery:
         late = redelivery.has_late_retries(connection, name, self._after)
         if not (overdue or late):
             return []
-        depths = broker.queue_depths([name])
-        if depths is None:
-            return []
+        depths = depths_of([name])
         lost = [each[0] for each in missing if each[2]] if depths.get(name) else overdue
         again: list[Row[str, int, str | None]] = []
         for outbox_ids in (lost, *([each] for each in lost)):
@@ -142,17 +146,19 @@ class Relay:
         settings, engine, wire = get_settings(), get_engine(), make_wire()
         feeder = Feeder(engine, wire, settings.queue_depth, settings.redeliver_after)
         redelivery = Redelivery(engine, wire, settings.redeliver_after)
+        breaker = CircuitBreaker("the relay's broker or database", reset_after=5.0)
         pause = self._interval
         while not self._stopping.wait(pause):
             pause = self._interval
             try:
                 while publish_once() == BATCH_SIZE and not self._stopping.is_set():
                     pass
-                if feeder.sweep():
-                    # A queue that drains quickly would run dry until the next sweep.
-                    pause = min(self._interval, FEEDING_INTERVAL)
-                redelivery.sweep()
-            except (BroadcastError, SQLAlchemyError) as error:
+                with breaker:
+                    if feeder.sweep():
+                        # A queue that drains quickly would run dry until the next sweep.
+                        pause = min(self._interval, FEEDING_INTERVAL)
+                    redelivery.sweep()
+            except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
                 logger.debug("the relay waits: %s", error)
             except Exception:  # a relay that died would leave rows waiting for good
                 logger.exception("the relay's sweep failed; it goes on")

@@ -16,9 +16,22 @@ _NUMBERS: dict[str, Any] = {
     "retry_backoff_max": int,
     "retry_jitter": bool,
     "default_retry_delay": int | float,
+    "max_deaths": int,
 }
 
 Errors = tuple[type[BaseException], ...]
+
+
+def check_errors(option: str, errors: object) -> None:
+    """Refuse what is no tuple of exception classes.
+
+    Raises:
+        SubscriptionError: names the option.
+    """
+    if not isinstance(errors, (tuple, list)) or not all(
+        isinstance(error, type) and issubclass(error, BaseException) for error in errors
+    ):
+        raise SubscriptionError(f"{option} must be a tuple of exception classes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,7 @@ class RetryPolicy:
         retry_backoff_max: the longest delay, in seconds.
         retry_jitter: draw the delay from nought to its value, so that retries spread.
         default_retry_delay: seconds, without backoff.
+        max_deaths: how many processes in a row may die of one message before it is a dead letter.
     """
 
     autoretry_for: Errors = (Exception,)
@@ -57,6 +71,7 @@ class RetryPolicy:
     retry_backoff_max: int = 600
     retry_jitter: bool = True
     default_retry_delay: float = 180.0
+    max_deaths: int = 5
     rejections: Errors = field(default=(Rejected, Reject), init=False)
 
     @classmethod
@@ -69,19 +84,17 @@ class RetryPolicy:
         names = [each.name for each in fields(cls) if each.init]
         policy = cls(**{name: task_options.pop(name) for name in names if name in task_options})
         for name in ("autoretry_for", "dont_autoretry_for"):
-            errors = getattr(policy, name)
-            if not isinstance(errors, (tuple, list)) or not all(
-                isinstance(error, type) and issubclass(error, BaseException) for error in errors
-            ):
-                raise SubscriptionError(f"{name} must be a tuple of exception classes")
+            check_errors(name, getattr(policy, name))
         for name, kinds in _NUMBERS.items():
             value = getattr(policy, name)
             if not isinstance(value, kinds) or (isinstance(value, int | float) and value < 0):
                 raise SubscriptionError(f"{name} must be a number, 0 or more, not {value!r}")
         return policy
 
-    def decide(self, error: BaseException, retries: int) -> RetryAfter | Dead:
-        """What follows `error` after `retries` earlier retries."""
+    def decide(self, error: BaseException, retries: int, deaths: int = 0) -> RetryAfter | Dead:
+        """What follows `error` after `retries` earlier retries, and so many deaths in a row."""
+        if deaths >= self.max_deaths:
+            return Dead(f"killed its worker {deaths} times")
         if isinstance(error, self.rejections):
             return Dead("rejected")
         if isinstance(error, WorkerLostError):

@@ -12,7 +12,9 @@ from celery.app.task import Task
 
 from cos_events.delivery import deliver
 from cos_events.errors import SubscriptionError
-from cos_events.retry import RetryPolicy
+from cos_events.ordering import Order, OrderBy
+from cos_events.retry import Errors, RetryPolicy, check_errors
+from cos_events.store.subscriptions import StartFrom
 from cos_events.subscription import Subscription
 
 Declared = TypeVar("Declared", bound="Callable[..., Any] | type[BaseSubscriber]")
@@ -52,6 +54,9 @@ class Subscriber:
         batch_size: the most messages of one call.
         batch_timeout: seconds that the first message of a batch waits for the others.
         retry_policy: what follows a failure.
+        pause_on: the errors that mean an outage of the subscriber's own servers.
+        order: one after another by key, if it asks for that.
+        start_from: where in the history it begins.
     """
 
     subscription: Subscription
@@ -60,6 +65,9 @@ class Subscriber:
     batch_size: int
     batch_timeout: float
     retry_policy: RetryPolicy
+    pause_on: Errors = ()
+    order: Order | None = None
+    start_from: StartFrom = "now"
 
     @property
     def name(self) -> str:
@@ -79,13 +87,16 @@ class Subscriber:
         return [node for node, tasks in registered.items() if self.name in tasks]
 
 
-def subscriber(
+def subscriber(  # noqa: PLR0913 - what a subscription may ask for
     name: str,
     *,
     modules: Iterable[str] | None = None,
     event_types: Iterable[str] | None = None,
     batch_size: int = 1,
     batch_timeout: float = 0.5,
+    pause_on: Errors | type[BaseException] = (),
+    order_by: OrderBy | None = None,
+    start_from: StartFrom = "now",
     **task_options: Any,
 ) -> Callable[[Declared], Declared]:
     """Subscribe a function, a coroutine or a `BaseSubscriber` to committed events.
@@ -101,6 +112,14 @@ def subscriber(
         batch_size: over 1, the handler is called with a list of up to so many messages; if that
             call fails, each message of it is tried by itself.
         batch_timeout: seconds that the first message of a batch waits for more.
+        pause_on: errors that mean that the handler's own database or server is down. They use up no
+            attempt: the subscription is paused, and one event probes after 1, 2, 4 … 300 seconds.
+        order_by: events of one key are handled one after another, in the order in which they were
+            recorded; other keys in parallel; a failing key holds up only itself, until it is
+            delivered or a dead letter. A field such as `request_id` or `data.customer`, or a
+            function of the envelope. Not with `batch_size`.
+        start_from: of a new subscription: `now`, `beginning` (all history that is kept), or an
+            aware `datetime`. History is delivered first to last while live events arrive.
         **task_options: any option of a Celery task: those of `RetryPolicy` (`autoretry_for`,
             `max_retries`, `retry_backoff`, …), `rate_limit`, `time_limit`, `soft_time_limit`, …
 
@@ -111,6 +130,16 @@ def subscriber(
     declared = Subscription(name, _names(modules), _names(event_types))
     if batch_size < 1 or batch_timeout <= 0:
         raise SubscriptionError(f"{name}: batch_size must be 1 or more, batch_timeout over 0")
+    if order_by is not None and batch_size > 1:
+        raise SubscriptionError(f"{name}: order_by goes with batch_size 1 only")
+    if start_from not in ("now", "beginning") and getattr(start_from, "tzinfo", None) is None:
+        raise SubscriptionError(
+            f"{name}: start_from must be 'now', 'beginning' or an aware datetime, "
+            f"not {start_from!r}"
+        )
+    outages = pause_on if isinstance(pause_on, tuple | list) else (pause_on,)
+    check_errors("pause_on", outages)
+    order = None if order_by is None else Order(name, order_by)
 
     def declare(target: Declared) -> Declared:
         handle = _handler_of(target, batched=batch_size > 1)
@@ -129,6 +158,9 @@ def subscriber(
             batch_size,
             float(batch_timeout),
             RetryPolicy.taken_from(task_options),
+            tuple(outages),
+            order,
+            start_from,
         )
         _declare_task(made, f"{target.__module__}.{target.__qualname__}", task_options)
         if isinstance(target, type):

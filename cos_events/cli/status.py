@@ -16,7 +16,9 @@ from cos_events.cli.servers import adopt_running
 def command(as_json: bool) -> None:
     """Show what waits where: the outbox, the broker's queues, retries and dead letters.
 
-    Quick on any amount of history. A queue's depth is - where the broker does not answer.
+    A subscription is `live`; `holding` when its queue is at its depth (COS_EVENTS_QUEUE_DEPTH) and
+    more copies wait in PostgreSQL; `paused`, and why; or `backfilling` its history. Quick on any
+    amount of history. A queue's depth is - where the broker does not answer.
     """
     adopt_running()
     status = read_status()
@@ -30,7 +32,7 @@ def command(as_json: bool) -> None:
     click.echo(f"broker    {status['broker']['url']}  {status['broker']['state']}")
     click.echo(f"channel   {status['channel']['url']}  {status['channel']['state']}")
     print_table(
-        ["subscription", "queued", "retrying", "dead"],
+        ["subscription", "condition", "queued", "held", "retrying", "dead"],
         [
             ["-" if value is None else value for value in each.values()]
             for each in status["subscriptions"]
@@ -50,8 +52,8 @@ def read_status() -> dict[str, Any]:
     with explained(), get_engine().connect() as connection:
         backlog = ledger.backlog(connection)
         unfinished = ledger.unfinished(connection)
-        names = [each.name for each in subscriptions.load(connection)]
-    depths = broker.queue_depths(names)
+        conditions = subscriptions.conditions(connection)
+    depths = broker.queue_depths(conditions)
     settings = get_settings()
     try:
         with Redis.from_url(settings.redis_url, socket_timeout=settings.wire_timeout) as redis:
@@ -69,10 +71,12 @@ def read_status() -> dict[str, Any]:
         "subscriptions": [
             {
                 "subscription": name,
+                "condition": condition,
                 "queued": None if depths is None else depths.get(name),
+                "held": unfinished.get(name, {}).get("held", 0),
                 "retrying": unfinished.get(name, {}).get("retrying", 0),
                 "dead": unfinished.get(name, {}).get("dead", 0),
             }
-            for name in names
+            for name, condition in conditions.items()
         ],
     }

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal, or_,
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from cos_events.store.models import DeliveryRow, DeliveryState, OutboxRow
+from cos_events.store.models import AT_ONCE, DeliveryRow, DeliveryState, OutboxRow
 
 Executor = Connection | Session
 
@@ -37,8 +37,9 @@ def note_failure(  # noqa: PLR0913 - the columns of the row
     attempts: int,
     error: str,
     next_attempt_at: datetime | None,
+    deaths: int = 0,
 ) -> datetime | None:
-    """Write what failed, and when it runs again.
+    """Write what failed, and when it runs again; `deaths` counts those in a row.
 
     Returns:
         When it first failed; None if the event is delivered or dead, and nothing was written.
@@ -51,6 +52,7 @@ def note_failure(  # noqa: PLR0913 - the columns of the row
         attempts=attempts,
         error=error,
         next_attempt_at=next_attempt_at,
+        deaths=deaths,
     )
     return written.get(event_id)
 
@@ -75,6 +77,53 @@ def _upsert(
         where=_may_run(statement.excluded.attempts),
     ).returning(DeliveryRow.event_id, DeliveryRow.created_at)
     return {row.event_id: row.created_at for row in executor.execute(written)}
+
+
+def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:
+    """Let these events wait here until their subscription goes on; no attempt is counted."""
+    rows = select(
+        literal(subscription),
+        OutboxRow.event_id,
+        OutboxRow.id,
+        literal("held"),
+        literal(0),
+        literal(AT_ONCE),
+    ).where(OutboxRow.event_id == func.any(list(event_ids)))
+    columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "next_attempt_at"]
+    statement = insert(DeliveryRow).from_select(columns, rows)
+    executor.execute(
+        statement.on_conflict_do_update(
+            index_elements=["subscription", "event_id"],
+            set_={"state": "held", "next_attempt_at": AT_ONCE, "updated_at": func.now()},
+            where=DeliveryRow.state == "retrying",
+        )
+    )
+
+
+def count_death(executor: Executor, subscription: str, event_id: UUID) -> int:
+    """Count that a process died, or may have died, of this event; returns how often now.
+
+    Nothing is counted for what is delivered or dead, or was never recorded; then 0.
+    """
+    rows = select(
+        literal(subscription),
+        OutboxRow.event_id,
+        OutboxRow.id,
+        literal("retrying"),
+        literal(0),
+        literal(1),
+        func.now(),
+    ).where(OutboxRow.event_id == event_id)
+    columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "deaths"]
+    statement = insert(DeliveryRow).from_select([*columns, "next_attempt_at"], rows)
+    deaths: int | None = executor.scalar(
+        statement.on_conflict_do_update(
+            index_elements=["subscription", "event_id"],
+            set_={"deaths": DeliveryRow.deaths + 1},
+            where=DeliveryRow.state == "retrying",
+        ).returning(DeliveryRow.deaths)
+    )
+    return deaths or 0
 
 
 def due(

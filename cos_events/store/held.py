@@ -63,8 +63,8 @@ def end_to_hold(connection: Connection, name: str) -> bool:
     return bool(ended.rowcount)
 
 
-def hold(connection: Connection, names: Sequence[str], outbox_ids: Sequence[int]) -> None:
-    """Hold these events for those of these subscriptions that want them."""
+def hold(connection: Connection, names: Sequence[str], which: ColumnElement[bool]) -> None:
+    """Hold these events of the outbox for those of these subscriptions that want them."""
     rows = select(
         SubscriptionRow.name,
         OutboxRow.event_id,
@@ -73,7 +73,7 @@ def hold(connection: Connection, names: Sequence[str], outbox_ids: Sequence[int]
         literal(0),
         literal(AT_ONCE),
     ).where(
-        OutboxRow.id == func.any(list(outbox_ids)),
+        which,
         SubscriptionRow.name == func.any(list(names)),
         OutboxRow.id > SubscriptionRow.starts_after,
         wanted(),
@@ -98,25 +98,26 @@ def with_due(connection: Connection) -> Sequence[Row[str, bool, bool]]:
 
 
 def release(
-    connection: Connection, name: str, limit: int, again: timedelta
+    connection: Connection, name: str, limit: int, again: timedelta, order_key: str | None = None
 ) -> Sequence[Row[UUID, str, int, str | None]]:
     """Let the first of what is due go; each counts as lost if nothing is heard of it after `again`.
 
     Of events with one key only the first unfinished may go.
 
+    Args:
+        connection: in a transaction.
+        name: of the subscription.
+        limit: the most events.
+        again: see above.
+        order_key: only events of this key.
+
     Returns:
         For each the event's id, its envelope, the attempts made at it, its trace context.
     """
-    earlier = aliased(DeliveryRow)
-    blocked = exists().where(
-        earlier.subscription == DeliveryRow.subscription,
-        earlier.order_key == DeliveryRow.order_key,
-        earlier.outbox_id < DeliveryRow.outbox_id,
-        earlier.state.in_(["held", "retrying"]),
-    )
+    one_key = [] if order_key is None else [DeliveryRow.order_key == order_key]
     first = (
         select(DeliveryRow.event_id)
-        .where(*_due(name), ~blocked)
+        .where(*_due(name), ~blocked(), *one_key)
         .order_by(DeliveryRow.next_attempt_at, DeliveryRow.outbox_id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -156,6 +157,17 @@ def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> N
             DeliveryRow.state == "retrying",
         )
         .values(state="held", next_attempt_at=AT_ONCE)
+    )
+
+
+def blocked() -> ColumnElement[bool]:
+    """Whether an earlier event of the same key has not ended."""
+    earlier = aliased(DeliveryRow)
+    return exists().where(
+        earlier.subscription == DeliveryRow.subscription,
+        earlier.order_key == DeliveryRow.order_key,
+        earlier.outbox_id < DeliveryRow.outbox_id,
+        earlier.state.in_(["held", "retrying"]),
     )
 
 

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Literal
 
-from sqlalchemy import Connection, Text, case, cast, func, select, tuple_
+from sqlalchemy import (
+    Connection,
+    ScalarSelect,
+    Text,
+    case,
+    cast,
+    false,
+    func,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from cos_events.store.models import OutboxRow, SubscriptionRow
 from cos_events.subscription import Recipient, Subscription
 
+StartFrom = Literal["now", "beginning"] | datetime
+"""Where in the history a new subscription begins."""
 
-def register(connection: Connection, subscriptions: Iterable[Subscription]) -> None:
-    """Make these subscriptions known; a new one is owed what is recorded from now on."""
+
+def register(
+    connection: Connection,
+    subscriptions: Iterable[Subscription],
+    start_from: Mapping[str, StartFrom] | None = None,
+) -> None:
+    """Make these subscriptions known.
+
+    Args:
+        connection: in a transaction.
+        subscriptions: those that a worker knows the code of.
+        start_from: by name, where a new one begins; it is owed what is recorded from now on
+            where nothing is said.
+    """
     now = select(func.coalesce(func.max(OutboxRow.id), 0)).scalar_subquery()
     filters = tuple_(SubscriptionRow.modules, SubscriptionRow.event_types)
     # In one order always: two workers that start together would otherwise lock each other out.
@@ -23,9 +49,14 @@ def register(connection: Connection, subscriptions: Iterable[Subscription]) -> N
             "modules": _sorted(subscription.modules),
             "event_types": _sorted(subscription.event_types),
         }
+        begin = _before((start_from or {}).get(subscription.name, "now"))
+        history = {} if begin is None else {"backfill_until": now}
+        first = now if begin is None else begin
         connection.execute(
             insert(SubscriptionRow)
-            .values(starts_after=now, settled_through=now, **row)
+            .values(
+                starts_after=first, settled_through=first, keyed_through=first, **row, **history
+            )
             .on_conflict_do_update(
                 index_elements=["name"],
                 set_={
@@ -46,6 +77,16 @@ def register(connection: Connection, subscriptions: Iterable[Subscription]) -> N
                 },
             )
         )
+
+
+def _before(start: StartFrom) -> ScalarSelect[int] | None:
+    """The last outbox id before this start; None for now."""
+    if start == "now":
+        return None
+    earlier = select(func.coalesce(func.max(OutboxRow.id), 0))
+    return earlier.where(
+        false() if start == "beginning" else OutboxRow.recorded_at < start
+    ).scalar_subquery()
 
 
 def lock(connection: Connection, name: str, *, wait: bool = True) -> bool:
@@ -78,6 +119,27 @@ def load(connection: Connection) -> list[Recipient]:
         Recipient(name, _set(modules), _set(types), holding, holds)
         for name, modules, types, holding, holds in rows
     ]
+
+
+def conditions(connection: Connection) -> dict[str, str]:
+    """How each subscription is, by name.
+
+    `live`; `holding`, and `paused: why`: its new copies wait in PostgreSQL; `backfilling`: history
+    is on its way to it.
+    """
+    condition = case(
+        (
+            SubscriptionRow.paused_until.is_not(None),
+            func.concat("paused: ", SubscriptionRow.paused_because),
+        ),
+        (SubscriptionRow.holding, "holding"),
+        (SubscriptionRow.backfill_until.is_not(None), "backfilling"),
+        else_="live",
+    )
+    rows = connection.execute(
+        select(SubscriptionRow.name, condition).order_by(SubscriptionRow.name)
+    )
+    return {name: found for name, found in rows}  # noqa: C416 - a Result is taken for a mapping
 
 
 def _sorted(names: frozenset[str] | None) -> list[str] | None:

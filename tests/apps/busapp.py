@@ -98,6 +98,14 @@ def deadly(messages: list[Envelope], session: Session) -> None:
     note(session, "deadly", *messages)
 
 
+@subscriber(f"{PREFIX}_lethal", event_types=["lethal", "harmless"], max_deaths=2)
+def lethal(message: Envelope, session: Session) -> None:
+    """One kind of message ends the whole worker, every time."""
+    if message.event_type == "lethal":
+        os._exit(9)
+    note(session, "lethal", message)
+
+
 @subscriber(
     f"{PREFIX}_overtime",
     event_types=["overtime"],

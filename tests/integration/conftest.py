@@ -59,7 +59,8 @@ class Bus:
                 native.declare_native_delayed_delivery_exchanges_and_queues(connection, "quorum")
                 native.bind_queue_to_native_delayed_delivery_exchange(connection, queue)
         with self._engine.begin() as connection:
-            subscriptions.register(connection, [subscribers_of(self.app)[name].subscription])
+            made = subscribers_of(self.app)[name]
+            subscriptions.register(connection, [made.subscription], {name: made.start_from})
         return name
 
     def record(self, event_type: str = "event_log", **data: Any) -> str:
@@ -69,6 +70,23 @@ class Bus:
             session.commit()
             found = select(OutboxRow.envelope).where(OutboxRow.event_id == event_id)
             return session.scalars(found).one()
+
+    def envelopes(self) -> list[str]:
+        """All that was committed here, in the order of recording."""
+        ours = OutboxRow.source_module == self.module
+        with Session(self._engine) as session:
+            found = select(OutboxRow.envelope).where(ours).order_by(OutboxRow.id)
+            return list(session.scalars(found))
+
+    def run_queued(self, name: str) -> int:
+        """Deliver all that is on the subscription's queue, each by itself; returns how many."""
+        messages = self.queued(name)
+        for message in messages:
+            if message.headers.get("task"):
+                self.run(name, message.payload[0][0][0], retries=message.headers["retries"])
+            else:
+                self.run(name, broker.body_of(message).decode())
+        return len(messages)
 
     def run(self, name: str, *raws: str, retries: int = 0) -> str:
         """Deliver these envelopes in one task; returns the state in which that ended."""

@@ -173,7 +173,7 @@ def test_while_postgresql_is_away_the_message_is_sent_again_without_using_an_att
     eventually: Callable[..., None],
     when: str,
 ) -> None:
-    monkeypatch.setattr("cos_events.delivery.LEDGER_AWAY_DELAY", 1.0)
+    monkeypatch.setattr("cos_events.failure.LEDGER_AWAY_DELAY", 1.0)
 
     def handler(message: Envelope) -> None:
         if when == "within the handler":

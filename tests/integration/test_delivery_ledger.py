@@ -85,7 +85,7 @@ def test_an_old_copy_does_not_run_before_the_retrys_time(
         plain(message)
 
     handler: Callable[..., None] = with_session if takes_session else plain
-    options = {"retry_backoff": False, "default_retry_delay": 600}
+    options = {"retry_backoff": False, "default_retry_delay": 60}
     name, raw = bus.declare(handler, **options), bus.record()
     bus.run(name, raw)
     bus.run(name, raw)

@@ -31,7 +31,18 @@ from cos_events.topology import PUBLISH_QUEUE, channel_name
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.apps.busapp"
-KINDS = ("plain", "session", "coroutine", "flaky", "batch", "patient", "slow", "overtime", "deadly")
+KINDS = (
+    "plain",
+    "session",
+    "coroutine",
+    "flaky",
+    "batch",
+    "patient",
+    "slow",
+    "overtime",
+    "deadly",
+    "lethal",
+)
 
 
 class Team:
@@ -58,14 +69,16 @@ class Team:
     def queue(self, kind: str) -> str:
         return f"{self.prefix}_{kind}"
 
-    def start(self, *, consume_all: bool = False) -> subprocess.Popen[bytes]:
+    def start(
+        self, *, consume_all: bool = False, pool: str = "prefork", ready: bool = True
+    ) -> subprocess.Popen[bytes]:
         """A worker that is ready, of every queue: named by -Q, or by leaving -Q out."""
         names = ",".join([PUBLISH_QUEUE, *(self.queue(kind) for kind in KINDS)])
         queues = [] if consume_all else ["-Q", names]
         celery = [sys.executable, "-m", "celery", "-A", APP, "worker", "-n", self.node]
         with self._log.open("wb") as log:
             worker = subprocess.Popen(
-                [*celery, "-c", "2", "-l", "INFO", *queues],
+                [*celery, "-c", "2", "-P", pool, "-l", "INFO", *queues],
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
@@ -74,7 +87,7 @@ class Team:
             )
         self._processes.append(worker)
         self.eventually(lambda: " ready." in self.log() or worker.poll() is not None, 60)
-        assert worker.poll() is None, self.log()
+        assert worker.poll() is None or not ready, self.log()
         return worker
 
     def log(self) -> str:
@@ -98,6 +111,13 @@ class Team:
                 text("SELECT event_id FROM effect WHERE kind = :kind"), {"kind": kind}
             )
             return Counter(rows.scalars())
+
+    def state(self, kind: str, event_id: UUID) -> str | None:
+        """What the ledger says, once the matter is decided."""
+        decided = DeliveryRow.state.in_(["delivered", "dead"])
+        ours = DeliveryRow.subscription == self.queue(kind), DeliveryRow.event_id == event_id
+        with self._engine.connect() as connection:
+            return connection.scalar(select(DeliveryRow.state).where(*ours, decided))
 
     def pids(self, kind: str) -> list[int]:
         with self._engine.connect() as connection:
@@ -290,6 +310,25 @@ def test_a_message_that_kills_its_worker_ends_among_the_dead_letters_and_its_bat
 
     team.eventually(lambda: len(ended()) == len(ids), 60)
     assert ended() == {each: "dead" if n == 2 else "delivered" for each, n in ids.items()}
+
+
+def test_a_message_that_ends_whole_workers_is_a_dead_letter_and_others_keep_flowing(
+    team: Team, environment: Callable[..., None]
+) -> None:
+    environment(COS_EVENTS_REDELIVER_AFTER="1")
+    worker = team.start(pool="solo")
+    (lethal,) = team.record(1, "lethal")
+    harmless = team.record(3, "harmless")
+    deaths = 0
+    while deaths < 6:
+        team.eventually(lambda w=worker: w.poll() is not None or team.state("lethal", lethal))
+        if team.state("lethal", lethal) == "dead":
+            break
+        worker.wait(60)
+        deaths += 1
+        worker = team.start(pool="solo", ready=False)
+    assert (team.state("lethal", lethal), deaths) == ("dead", 2), team.log()
+    team.expect(harmless, "lethal")
 
 
 def test_a_warm_shutdown_with_a_half_gathered_batch_loses_nothing(team: Team) -> None:

@@ -173,7 +173,14 @@ def test_status_shows_what_waits_where(
     assert 0 < status["outbox"]["oldest_seconds"] < 60
     assert status["broker"]["state"] == status["channel"]["state"] == "up"
     assert status["subscriptions"] == [
-        {"subscription": name, "queued": None, "retrying": 1, "dead": 1}
+        {
+            "subscription": name,
+            "condition": "live",
+            "queued": None,
+            "held": 0,
+            "retrying": 1,
+            "dead": 1,
+        }
     ]
     table = cli("status").output
     assert name in table

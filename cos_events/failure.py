@@ -1,0 +1,151 @@
+"""What follows a failed attempt: noted, then a copy for its retry, or a dead letter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Reject, WorkerLostError
+
+from cos_events import dead_letters, gate
+from cos_events.envelope import Envelope
+from cos_events.retry import Dead, RetryAfter
+from cos_events.settings import get_settings
+from cos_events.store import deliveries
+from cos_events.store.engine import get_engine, wait_at_most
+
+if TYPE_CHECKING:
+    from celery.app.task import Task
+
+    from cos_events.subscribers import Subscriber
+
+logger = logging.getLogger(__name__)
+
+LONGEST_ON_BROKER = 60.0
+"""Seconds. A retry that is due later waits in PostgreSQL: a broker shall not fill up with the
+retries of a long outage, and on Redis a worker would have to keep them in its memory."""
+
+LEDGER_AWAY_DELAY = 5.0
+"""Seconds until the next try when a failure cannot be noted; that try counts as no attempt."""
+
+
+def fail(  # noqa: PLR0913 - the whole of an attempt
+    task: Task[Any, Any],
+    subscriber: Subscriber,
+    raw: str,
+    retries: int,
+    error: Exception,
+    *,
+    deaths: int | None = None,
+) -> RetryAfter | None:
+    """Note that an attempt at one envelope failed; send a copy for its retry, or bury it.
+
+    Args:
+        task: the subscription's Celery task.
+        subscriber: the subscription.
+        raw: the envelope, which can be decoded.
+        retries: how many retries there were before this attempt.
+        error: what went wrong.
+        deaths: how many processes in a row died of it; None to let the error say whether one did.
+
+    Returns:
+        When it runs again; None if it does not.
+
+    Raises:
+        Reject: the broker did not take the copy.
+    """
+    envelope = Envelope.decode(raw)
+    try:
+        if deaths is None:
+            died = isinstance(error, WorkerLostError)
+            deaths = gate.count_death(subscriber, envelope) if died else 0
+        outcome = subscriber.retry_policy.decide(error, retries, deaths)
+        first_failed_at = _note(subscriber, envelope, outcome, retries + 1, error, deaths=deaths)
+    except Exception as away:  # noqa: BLE001 - without its note, the attempt did not happen
+        return wait_for_ledger(task, [raw], away, retries)
+    if first_failed_at is None:
+        return None
+    if isinstance(outcome, RetryAfter):
+        if outcome.seconds <= LONGEST_ON_BROKER:
+            _send_again(task, raw, outcome.seconds, retries + 1)
+        return outcome
+    dead_letters.bury(
+        task.app,
+        subscriber.name,
+        raw,
+        reason=outcome.reason,
+        error=error,
+        attempts=retries + 1,
+        first_failed_at=first_failed_at,
+    )
+    gate.ended(subscriber, [envelope])
+    return None
+
+
+def wait_for_ledger(
+    task: Task[Any, Any], raws: Iterable[str], away: Exception, retries: int
+) -> RetryAfter:
+    """PostgreSQL is away: copies of these come back in a while, as if nothing had been tried.
+
+    Raises:
+        Reject: the broker did not take the copies.
+    """
+    logger.warning("%s: PostgreSQL is away, its events wait: %s", task.name, away)
+    for raw in raws:
+        _send_again(task, raw, LEDGER_AWAY_DELAY, retries)
+    return RetryAfter(LEDGER_AWAY_DELAY)
+
+
+def _note(  # noqa: PLR0913 - the columns of the row
+    subscriber: Subscriber,
+    envelope: Envelope,
+    outcome: RetryAfter | Dead,
+    attempts: int,
+    error: Exception,
+    *,
+    deaths: int,
+) -> datetime | None:
+    text = dead_letters.describe(error)
+    with get_engine().begin() as connection:
+        wait_at_most(connection, gate.LOCK_TIMEOUT_MS)
+        if isinstance(outcome, Dead):
+            return deliveries.note_failure(
+                connection,
+                subscriber.name,
+                envelope.base_log_id,
+                state="dead",
+                attempts=attempts,
+                error=f"{outcome.reason}: {text}",
+                next_attempt_at=None,
+                deaths=deaths,
+            )
+        return deliveries.note_failure(
+            connection,
+            subscriber.name,
+            envelope.base_log_id,
+            state="retrying" if outcome.seconds <= LONGEST_ON_BROKER else "held",
+            attempts=attempts,
+            error=text,
+            next_attempt_at=datetime.now(UTC) + timedelta(seconds=outcome.seconds),
+            deaths=deaths,
+        )
+
+
+def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) -> None:
+    try:
+        apply: Callable[..., Any] = task.apply_async
+        apply(
+            args=([raw],),
+            retries=retries,
+            countdown=seconds,
+            queue=task.name,
+            serializer="json",
+            argsrepr="(<1 event>,)",
+            kwargsrepr="{}",
+            retry=False,
+            confirm_timeout=get_settings().wire_timeout,
+        )
+    except Exception as error:
+        raise Reject(error, requeue=True) from error

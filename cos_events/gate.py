@@ -1,0 +1,77 @@
+"""Whether a handler may be called right now, and what its being called means for what waits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import DBAPIError
+
+from cos_events import dead_letters, pause
+from cos_events.attempt import ledger
+from cos_events.envelope import Envelope
+from cos_events.store import deliveries
+from cos_events.store.engine import get_engine, wait_at_most
+
+if TYPE_CHECKING:
+    from cos_events.subscribers import Subscriber
+
+LOCK_TIMEOUT_MS = 2_000
+"""Milliseconds that a note waits for another copy of the event that runs right now."""
+
+
+def may_call(subscriber: Subscriber, envelopes: Collection[Envelope]) -> bool:
+    """Whether the handler may be called for these now; if not, they are held.
+
+    Raises:
+        LedgerAway: nobody can say.
+    """
+    if pause.state(subscriber.name) == "paused":
+        with ledger():
+            _hold(subscriber, envelopes)
+        return False
+    with ledger():
+        # An order goes with one event a call.
+        return subscriber.order is None or all(map(subscriber.order.take_turn, envelopes))
+
+
+def outage(subscriber: Subscriber, envelopes: Collection[Envelope], error: BaseException) -> None:
+    """The subscriber's own servers are down: pause it, hold these, count no attempt.
+
+    Raises:
+        LedgerAway: that could not be written.
+    """
+    with ledger():
+        pause.pause(subscriber.name, dead_letters.describe(error))
+        _hold(subscriber, envelopes)
+
+
+def called(subscriber: Subscriber) -> None:
+    """The handler was called and met no outage."""
+    if pause.state(subscriber.name) == "probing":
+        with suppress(DBAPIError):
+            pause.resume(subscriber.name)
+
+
+def ended(subscriber: Subscriber, envelopes: Iterable[Envelope]) -> None:
+    """These are delivered or dead: others may have waited for them."""
+    if subscriber.order is not None:
+        for envelope in envelopes:
+            subscriber.order.pass_on(envelope)
+
+
+def count_death(subscriber: Subscriber, envelope: Envelope) -> int:
+    """Count that a process died, or may have died, of this event; returns how many in a row.
+
+    Raises:
+        LedgerAway: that could not be written.
+    """
+    with ledger(), get_engine().begin() as connection:
+        wait_at_most(connection, LOCK_TIMEOUT_MS)
+        return deliveries.count_death(connection, subscriber.name, envelope.base_log_id)
+
+
+def _hold(subscriber: Subscriber, envelopes: Collection[Envelope]) -> None:
+    with get_engine().begin() as connection:
+        deliveries.hold(connection, subscriber.name, [each.base_log_id for each in envelopes])

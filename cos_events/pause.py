@@ -1,0 +1,75 @@
+"""What a worker process knows of pauses: looked up at most once a second a subscription."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from sqlalchemy.exc import DBAPIError
+
+from cos_events.process import PerProcess
+from cos_events.store import pauses
+from cos_events.store.engine import get_engine
+from cos_events.store.pauses import PauseState
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 1.0
+"""Seconds for which an answer is believed. A handler that is called once too often meanwhile meets
+the same outage, and its event is held as the others."""
+
+
+class _Known:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.states: dict[str, tuple[PauseState, float]] = {}
+
+
+_known = PerProcess(_Known)
+
+
+def state(name: str) -> PauseState:
+    """Whether this subscription's handler may be called now."""
+    known, now = _known.get(), time.monotonic()
+    with known.lock:
+        found, seen_at = known.states.get(name, ("running", -LOOK_EVERY))
+        if now - seen_at < LOOK_EVERY:
+            return found
+    try:
+        with get_engine().connect() as connection:
+            found = pauses.state(connection, name)
+    except DBAPIError:
+        # The attempt itself will meet the database, and say so.
+        return "running"
+    _note(name, found)
+    return found
+
+
+def pause(name: str, because: str) -> None:
+    """The subscription's own servers are down: leave its handler alone for a while."""
+    with get_engine().begin() as connection:
+        begun = pauses.pause(connection, name, because)
+    if begun:
+        logger.warning("%s is paused: %s", name, because)
+    _note(name, "paused")
+
+
+def resume(name: str) -> None:
+    """The handler was called and met no outage: go on."""
+    with get_engine().begin() as connection:
+        resumed = pauses.resume(connection, name)
+    if resumed:
+        logger.warning("%s goes on", name)
+    _note(name, "running")
+
+
+def forget() -> None:
+    """Look everything up again."""
+    _known.reset()
+
+
+def _note(name: str, found: PauseState) -> None:
+    known = _known.get()
+    with known.lock:
+        known.states[name] = found, time.monotonic()

@@ -1,0 +1,86 @@
+"""Statements on pauses: a subscription whose own servers are down is left alone, and probed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal
+
+from sqlalchemy import ColumnElement, Connection, case, func, literal, or_, select, update
+
+from cos_events.store.models import SubscriptionRow
+
+FIRST_PROBE = 1.0
+"""Seconds from a pause's beginning to its first probe; each failed probe doubles it."""
+
+LONGEST_WAIT = 300.0
+"""The most seconds between two probes."""
+
+PauseState = Literal["running", "paused", "probing"]
+"""`probing`: paused, and the next event tries whether the outage is over."""
+
+
+def state(connection: Connection, name: str) -> PauseState:
+    """Whether this subscription's handler may be called now."""
+    until = SubscriptionRow.paused_until
+    found: PauseState | None = connection.scalar(
+        select(
+            case(
+                (until.is_(None), literal("running")),
+                (until <= func.now(), literal("probing")),
+                else_=literal("paused"),
+            )
+        ).where(SubscriptionRow.name == name)
+    )
+    return found or "running"
+
+
+def pause(connection: Connection, name: str, because: str) -> bool:
+    """Leave it alone for a while, longer each time that a probe fails.
+
+    Returns:
+        Whether this began the pause, or made it longer: of many that fail at once, one does.
+    """
+    seconds = func.least(LONGEST_WAIT, FIRST_PROBE * func.power(2, SubscriptionRow.probes))
+    paused = connection.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.name == name, _open())
+        .values(
+            paused_until=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds),
+            paused_because=because,
+            # The power of a larger number would overflow.
+            probes=func.least(SubscriptionRow.probes + 1, 30),
+            probing_until=None,
+        )
+    )
+    return bool(paused.rowcount)
+
+
+def resume(connection: Connection, name: str) -> bool:
+    """An event got through: go on. What a person paused stays so. Returns whether it was paused."""
+    resumed = connection.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.name == name, SubscriptionRow.paused_until <= func.now())
+        .values(paused_until=None, paused_because=None, probes=0, probing_until=None)
+    )
+    return bool(resumed.rowcount)
+
+
+def begin_probe(connection: Connection, name: str, within: timedelta) -> bool:
+    """Whether one event may try now; no other one may before its outcome, or `within` is over."""
+    begun = connection.execute(
+        update(SubscriptionRow)
+        .where(
+            SubscriptionRow.name == name,
+            SubscriptionRow.paused_until <= func.now(),
+            or_(
+                SubscriptionRow.probing_until.is_(None),
+                SubscriptionRow.probing_until <= func.now(),
+            ),
+        )
+        .values(probing_until=func.now() + within)
+    )
+    return bool(begun.rowcount)
+
+
+def _open() -> ColumnElement[bool]:
+    return or_(SubscriptionRow.paused_until.is_(None), SubscriptionRow.paused_until <= func.now())
