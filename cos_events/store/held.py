@@ -163,12 +163,15 @@ def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> N
 def blocked() -> ColumnElement[bool]:
     """Whether an earlier event of the same key has not ended."""
     earlier = aliased(DeliveryRow)
-    return exists().where(
+    # Not by EXISTS: without statistics PostgreSQL makes a join of that, and looks at all that is
+    # held for each event.
+    one = select(earlier.outbox_id).where(
         earlier.subscription == DeliveryRow.subscription,
         earlier.order_key == DeliveryRow.order_key,
         earlier.outbox_id < DeliveryRow.outbox_id,
         earlier.state.in_(["held", "retrying"]),
     )
+    return one.limit(1).scalar_subquery().is_not(None)
 
 
 def _due(name: InstrumentedAttribute[str] | str) -> tuple[ColumnElement[bool], ...]:
