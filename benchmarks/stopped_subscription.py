@@ -63,9 +63,8 @@ def measure(events: int) -> None:
             ):
                 deepest = follow(lambda: states().get("delivered", 0) == events)
             spent = time.monotonic() - again
-            print(
-                f"delivered {events:,} in {spent:.1f} s ({events / spent:,.0f}/s); deepest {deepest:,}"
-            )
+            rate = events / spent
+            print(f"delivered {events:,} in {spent:.1f} s ({rate:,.0f}/s); deepest {deepest:,}")
     print("states", states())
 
 
