@@ -14,7 +14,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    exists,
     func,
     literal,
     or_,
@@ -25,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from cos_events.store.by_index import there_is
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
@@ -56,7 +56,7 @@ def end_to_hold(connection: Connection, name: str) -> bool:
             SubscriptionRow.name == name,
             SubscriptionRow.holding,
             SubscriptionRow.paused_until.is_(None),
-            ~exists().where(*_due(name)),
+            ~there_is(*_due(name)),
         )
         .values(holding=False)
     )
@@ -89,7 +89,7 @@ def with_due(connection: Connection) -> Sequence[Row[str, bool, bool]]:
         For each its name; whether it is holding; whether it is paused.
     """
     paused = SubscriptionRow.paused_until.is_not(None)
-    due = exists().where(*_due(SubscriptionRow.name))
+    due = there_is(*_due(SubscriptionRow.name))
     return connection.execute(
         select(SubscriptionRow.name, SubscriptionRow.holding, paused)
         .where(or_(SubscriptionRow.holding, paused, due))
@@ -163,15 +163,12 @@ def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> N
 def blocked() -> ColumnElement[bool]:
     """Whether an earlier event of the same key has not ended."""
     earlier = aliased(DeliveryRow)
-    # Not by EXISTS: without statistics PostgreSQL makes a join of that, and looks at all that is
-    # held for each event.
-    one = select(earlier.outbox_id).where(
+    return there_is(
         earlier.subscription == DeliveryRow.subscription,
         earlier.order_key == DeliveryRow.order_key,
         earlier.outbox_id < DeliveryRow.outbox_id,
         earlier.state.in_(["held", "retrying"]),
     )
-    return one.limit(1).scalar_subquery().is_not(None)
 
 
 def _due(name: InstrumentedAttribute[str] | str) -> tuple[ColumnElement[bool], ...]:

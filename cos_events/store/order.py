@@ -11,7 +11,6 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
-    exists,
     func,
     literal,
     or_,
@@ -21,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
+from cos_events.store.by_index import there_is
 from cos_events.store.held import blocked
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
@@ -85,24 +85,21 @@ def key(connection: Connection, name: str, event_id: UUID) -> str | None:
 
 
 def _key_through(connection: Connection, name: str, outbox_id: int, key_of: KeyOf) -> None:
-    delivery = and_(
-        DeliveryRow.subscription == SubscriptionRow.name,
-        DeliveryRow.event_id == OutboxRow.event_id,
+    through = connection.scalar(
+        select(func.greatest(SubscriptionRow.keyed_through, SubscriptionRow.settled_through)).where(
+            SubscriptionRow.name == name
+        )
     )
     new = connection.execute(
         select(OutboxRow.event_id, OutboxRow.id, OutboxRow.envelope)
         .join(SubscriptionRow, SubscriptionRow.name == name)
         .where(
             or_(
-                and_(
-                    OutboxRow.id
-                    > func.greatest(SubscriptionRow.keyed_through, SubscriptionRow.settled_through),
-                    OutboxRow.id <= outbox_id,
-                ),
+                and_(OutboxRow.id > (through or 0), OutboxRow.id <= outbox_id),
                 OutboxRow.id == outbox_id,
             ),
             wanted(),
-            ~exists().where(delivery),
+            ~there_is(DeliveryRow.subscription == name, DeliveryRow.event_id == OutboxRow.event_id),
         )
     ).all()
     if new:

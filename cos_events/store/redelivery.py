@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute
 
+from cos_events.store.by_index import there_is
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 
 RECENT = 1_000
@@ -66,14 +67,16 @@ def without_delivery(
         For each its id; whether it is overdue; and whether one that was published later by as much
         has been delivered already, so that it cannot be still in the queue.
     """
+    through = connection.scalar(
+        select(SubscriptionRow.settled_through).where(SubscriptionRow.name == subscription)
+    )
     newest = select(OutboxRow.event_id, OutboxRow.published_at).order_by(OutboxRow.id.desc())
     recent = newest.limit(RECENT).subquery()
-    overtaken_by = (
-        select(func.max(recent.c.published_at))
-        .join(DeliveryRow, DeliveryRow.event_id == recent.c.event_id)
-        .where(DeliveryRow.subscription == subscription, DeliveryRow.state == "delivered")
-        .scalar_subquery()
+    ours = DeliveryRow.subscription == subscription
+    delivered = there_is(
+        ours, DeliveryRow.event_id == recent.c.event_id, DeliveryRow.state == "delivered"
     )
+    overtaken_by = select(func.max(recent.c.published_at)).where(delivered).scalar_subquery()
     return connection.execute(
         select(
             OutboxRow.id,
@@ -82,12 +85,10 @@ def without_delivery(
         )
         .join(SubscriptionRow, SubscriptionRow.name == subscription)
         .where(
-            OutboxRow.id > SubscriptionRow.settled_through,
+            # As a value: PostgreSQL knows then that few rows are above it.
+            OutboxRow.id > (through or 0),
             wanted(),
-            ~exists().where(
-                DeliveryRow.subscription == subscription,
-                DeliveryRow.event_id == OutboxRow.event_id,
-            ),
+            ~there_is(ours, DeliveryRow.event_id == OutboxRow.event_id),
         )
         .order_by(OutboxRow.id)
         .limit(limit)
