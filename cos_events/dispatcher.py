@@ -18,6 +18,7 @@ from kombu.utils.uuid import uuid
 
 from cos_events import broker
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess
 from cos_events.task_message import EMBED, task_headers
 from cos_events.topology import PUBLISH_TASK, publish_queue
@@ -29,6 +30,12 @@ MAX_WAITING = 10_000
 
 MAX_IDS = 500
 """The most outbox ids in one publish task."""
+
+MAX_QUEUED = 10_000
+"""Publish tasks that may wait on the broker without a publisher; more are left to the relay."""
+
+LOOK_EVERY = 1_000
+"""Publish tasks from one look at their queue's depth to the next."""
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that a process's end may wait for the last wake-ups to be sent."""
@@ -95,14 +102,23 @@ class PublishTaskSender:
     def __init__(self) -> None:
         self._connection: Any = None
         self._producer: Any = None
+        self._room = 0
 
     def __call__(self, ids: list[int]) -> None:
-        """Send one publish task for these ids; any error of the connection is raised."""
+        """Send one publish task for these ids.
+
+        Raises:
+            BroadcastError: their queue is full, since no publisher works.
+            Exception: whatever the connection raises.
+        """
         if self._producer is None:
             self._connection = broker.connect(confirm=False)
             self._producer = self._connection.Producer(auto_declare=False)
+            self._room = 0
         task_id = uuid()
         try:
+            self._look()
+            self._room -= 1
             self._producer.publish(
                 [[ids], {}, EMBED],
                 exchange="",
@@ -118,6 +134,18 @@ class PublishTaskSender:
             if connection is not None:
                 connection.collect()
             raise
+
+    def _look(self) -> None:
+        if self._room > 0:
+            return
+        queue = publish_queue()
+        declared = self._producer.channel.queue_declare(
+            queue.name, durable=queue.durable, auto_delete=queue.auto_delete
+        )
+        depth = declared.message_count
+        self._room = min(LOOK_EVERY, MAX_QUEUED - depth)
+        if self._room <= 0:
+            raise BroadcastError(f"{depth:,} wake-ups wait on {queue.name}: no publisher works")
 
 
 def _start() -> Dispatcher:
