@@ -16,7 +16,7 @@ from cos_events.envelope import Envelope
 from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
 from cos_events.store import deliveries
-from cos_events.store.engine import get_engine
+from cos_events.store.engine import get_autocommit_engine, get_engine
 
 if TYPE_CHECKING:
     from cos_events.subscribers import Subscriber
@@ -49,11 +49,11 @@ def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> 
             with ledger():
                 known = deliveries.due(session, name, ids - fresh, attempts) if fresh < ids else {}
         return ids - fresh - known.keys()
-    with ledger(), get_engine().connect() as connection:
+    with ledger(), get_autocommit_engine().connect() as connection:
         due = deliveries.due(connection, name, ids, attempts)
     if to_run := [by_id[each] for each in ids if due.get(each)]:
         _call(subscriber, to_run)
-        with ledger(), get_engine().begin() as connection:
+        with ledger(), get_autocommit_engine().connect() as connection:
             deliveries.settle(connection, name, {e.base_log_id for e in to_run}, attempts)
     return ids - due.keys()
 

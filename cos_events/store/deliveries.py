@@ -4,16 +4,86 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, literal, or_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    Integer,
+    Row,
+    Table,
+    Text,
+    Uuid,
+    and_,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
 from cos_events.store.models import AT_ONCE, DeliveryRow, DeliveryState, OutboxRow
 
 Executor = Connection | Session
+
+_OUTBOX = OutboxRow.__table__.c
+_DELIVERY = DeliveryRow.__table__.c
+
+
+# Each delivery runs these two: built once, since building one costs more than running it.
+_SUBSCRIPTION = bindparam("for_subscription", type_=Text)
+_IS_ONE_OF_THEM = _OUTBOX.event_id == func.any(bindparam("for_events", type_=ARRAY(Uuid)))
+
+
+def _may_run(attempts: ColumnElement[int]) -> ColumnElement[bool]:
+    # An old copy of an event that waits for its retry may not run before that: it would start a
+    # second chain of retries.
+    return and_(
+        _DELIVERY.state == "retrying",
+        or_(_DELIVERY.attempts < attempts, _DELIVERY.next_attempt_at <= func.now()),
+    )
+
+
+def _make_upsert() -> Executable:
+    written = ("state", "attempts", "deaths", "error", "next_attempt_at")
+    row = {
+        "subscription": _SUBSCRIPTION,
+        "event_id": _OUTBOX.event_id,
+        "outbox_id": _OUTBOX.id,
+        **{name: bindparam(f"new_{name}", type_=_DELIVERY[name].type) for name in written},
+    }
+    statement = insert(cast("Table", DeliveryRow.__table__)).from_select(
+        list(row), select(*row.values()).where(_IS_ONE_OF_THEM)
+    )
+    return statement.on_conflict_do_update(
+        index_elements=["subscription", "event_id"],
+        set_={**{name: statement.excluded[name] for name in written}, "updated_at": func.now()},
+        where=_may_run(statement.excluded.attempts),
+    ).returning(_DELIVERY.event_id, _DELIVERY.created_at)
+
+
+_UPSERT = _make_upsert()
+
+_DUE = (
+    select(
+        _OUTBOX.event_id,
+        or_(_DELIVERY.event_id.is_(None), _may_run(bindparam("new_attempts", type_=Integer))).label(
+            "due"
+        ),
+    )
+    .select_from(
+        OutboxRow.__table__.outerjoin(
+            DeliveryRow.__table__,
+            and_(_DELIVERY.event_id == _OUTBOX.event_id, _DELIVERY.subscription == _SUBSCRIPTION),
+        )
+    )
+    .where(_IS_ONE_OF_THEM)
+)
 
 
 def settle(
@@ -60,23 +130,16 @@ def note_failure(  # noqa: PLR0913 - the columns of the row
 def _upsert(
     executor: Executor, subscription: str, event_ids: Iterable[UUID], **values: Any
 ) -> dict[UUID, datetime]:
-    values = {"error": None, "next_attempt_at": None, **values}
-    columns = DeliveryRow.__table__.c
-    row = {
-        "subscription": literal(subscription),
-        "event_id": OutboxRow.event_id,
-        "outbox_id": OutboxRow.id,
-        **{name: literal(value, columns[name].type) for name, value in values.items()},
-    }
-    statement = insert(DeliveryRow).from_select(
-        list(row), select(*row.values()).where(OutboxRow.event_id == func.any(list(event_ids)))
+    values = {"error": None, "next_attempt_at": None, "deaths": 0, **values}
+    rows = executor.execute(
+        _UPSERT,
+        {
+            "for_subscription": subscription,
+            "for_events": list(event_ids),
+            **{f"new_{name}": value for name, value in values.items()},
+        },
     )
-    written = statement.on_conflict_do_update(
-        index_elements=["subscription", "event_id"],
-        set_={**{name: statement.excluded[name] for name in values}, "updated_at": func.now()},
-        where=_may_run(statement.excluded.attempts),
-    ).returning(DeliveryRow.event_id, DeliveryRow.created_at)
-    return {row.event_id: row.created_at for row in executor.execute(written)}
+    return {row.event_id: row.created_at for row in rows}
 
 
 def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:
@@ -131,29 +194,14 @@ def due(
 ) -> dict[UUID, bool]:
     """Whether attempt number `attempts` at each of these events may run; unrecorded are absent."""
     rows = executor.execute(
-        select(
-            OutboxRow.event_id,
-            or_(DeliveryRow.event_id.is_(None), _may_run(literal(attempts))).label("due"),
-        )
-        .outerjoin(
-            DeliveryRow,
-            and_(
-                DeliveryRow.event_id == OutboxRow.event_id,
-                DeliveryRow.subscription == subscription,
-            ),
-        )
-        .where(OutboxRow.event_id == func.any(list(event_ids)))
+        _DUE,
+        {
+            "for_subscription": subscription,
+            "for_events": list(event_ids),
+            "new_attempts": attempts,
+        },
     )
     return {row.event_id: row.due for row in rows}
-
-
-def _may_run(attempts: ColumnElement[int]) -> ColumnElement[bool]:
-    # An old copy of an event that waits for its retry may not run before that: it would start a
-    # second chain of retries.
-    return and_(
-        DeliveryRow.state == "retrying",
-        or_(DeliveryRow.attempts < attempts, DeliveryRow.next_attempt_at <= func.now()),
-    )
 
 
 def dead(
