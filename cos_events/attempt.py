@@ -45,20 +45,26 @@ def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> 
         with _unless_lost(), Session(get_engine()) as session, session.begin():
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
-            _call(subscriber, [by_id[each] for each in ids if each in fresh], session=session)
+            call(subscriber, [by_id[each] for each in ids if each in fresh], session=session)
             with ledger():
                 known = deliveries.due(session, name, ids - fresh, attempts) if fresh < ids else {}
         return ids - fresh - known.keys()
     with ledger(), get_autocommit_engine().connect() as connection:
         due = deliveries.due(connection, name, ids, attempts)
     if to_run := [by_id[each] for each in ids if due.get(each)]:
-        _call(subscriber, to_run)
+        call(subscriber, to_run)
         with ledger(), get_autocommit_engine().connect() as connection:
             deliveries.settle(connection, name, {e.base_log_id for e in to_run}, attempts)
     return ids - due.keys()
 
 
-def _call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) -> None:
+def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) -> None:
+    """Call the handler for these, in whatever form it is.
+
+    Raises:
+        Unsuccessful: it returned False, or ended in another way that is no exception.
+        Exception: whatever it raised.
+    """
     if not envelopes:
         return
     try:

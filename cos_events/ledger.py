@@ -95,7 +95,7 @@ def unfinished(connection: Connection) -> dict[str, dict[str, int]]:
     """How many deliveries of each subscription are `retrying` and `dead`; cheap."""
     rows = connection.execute(
         select(DeliveryRow.subscription, DeliveryRow.state, func.count())
-        .where(DeliveryRow.state != "delivered")
+        .where(DeliveryRow.state.in_(["held", "retrying", "dead"]))
         .group_by(DeliveryRow.subscription, DeliveryRow.state)
     )
     found: dict[str, dict[str, int]] = {}

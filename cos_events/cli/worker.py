@@ -8,11 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cos_events.cli.servers import adopt_running
+
+if TYPE_CHECKING:
+    from cos_events.subscribers import Subscriber
 
 APP = "workers"
 """The Celery application that a worker runs unless another is named: COS's own."""
@@ -76,12 +79,17 @@ def subscriber(app: str, concurrency: int, loglevel: str, names: Sequence[str]) 
     subscriptions = list(takewhile(lambda name: not name.startswith("-"), names))
     celery_args = names[len(subscriptions) :]
     adopt_running()  # before the application reads its settings
-    _check(app, subscriptions)
+    find_subscribers(app, subscriptions)
     node = ["-Q", ",".join(subscriptions), "-n", f"{'+'.join(subscriptions)}@%h"]
     _run_celery(app, concurrency, loglevel, [*node, *celery_args])
 
 
-def _check(app: str, names: Sequence[str]) -> None:
+def find_subscribers(app: str, names: Sequence[str]) -> list[Subscriber]:
+    """The subscribers of these names in a Celery application.
+
+    Raises:
+        SubscriptionError: there is no such application, or it has no such subscription.
+    """
     from celery import Celery
     from celery.app.utils import find_app
 
@@ -101,6 +109,7 @@ def _check(app: str, names: Sequence[str]) -> None:
             f"{app} has no subscription {', '.join(unknown)}; "
             f"it has {', '.join(sorted(known)) or 'none'}"
         )
+    return [known[name] for name in names]
 
 
 def _run_celery(app: str, concurrency: int, loglevel: str, args: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -12,7 +12,6 @@ from sqlalchemy import (
     Connection,
     Executable,
     Integer,
-    Row,
     Table,
     Text,
     Uuid,
@@ -22,7 +21,6 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    update,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
@@ -202,64 +200,3 @@ def due(
         },
     )
     return {row.event_id: row.due for row in rows}
-
-
-def dead(
-    executor: Executor, subscription: str, limit: int, event_ids: Sequence[UUID] | None = None
-) -> Sequence[Row[UUID, int, str | None, datetime, str]]:
-    """Dead deliveries with their envelopes, oldest first."""
-    statement = (
-        select(
-            DeliveryRow.event_id,
-            DeliveryRow.attempts,
-            DeliveryRow.error,
-            DeliveryRow.updated_at,
-            OutboxRow.envelope,
-        )
-        .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
-        .where(DeliveryRow.subscription == subscription, DeliveryRow.state == "dead")
-        .order_by(OutboxRow.id)
-        .limit(limit)
-    )
-    if event_ids is not None:
-        statement = statement.where(DeliveryRow.event_id == func.any(list(event_ids)))
-    return executor.execute(statement).all()
-
-
-def revive(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> set[UUID]:
-    """Let dead deliveries run again, as on the first day; returns those that were dead."""
-    statement = (
-        update(DeliveryRow)
-        .where(
-            DeliveryRow.subscription == subscription,
-            DeliveryRow.event_id == func.any(list(event_ids)),
-            DeliveryRow.state == "dead",
-        )
-        .values(state="retrying", attempts=0, next_attempt_at=func.now(), updated_at=func.now())
-        .returning(DeliveryRow.event_id)
-    )
-    return set(executor.execute(statement).scalars())
-
-
-def lay_back(
-    executor: Executor,
-    subscription: str,
-    letters: Iterable[Row[UUID, int, str | None, datetime, str]],
-) -> None:
-    """Undo `revive` for those of these dead deliveries that have not run since."""
-    for letter in letters:
-        executor.execute(
-            update(DeliveryRow)
-            .where(
-                DeliveryRow.subscription == subscription,
-                DeliveryRow.event_id == letter.event_id,
-                DeliveryRow.state == "retrying",
-                DeliveryRow.attempts == 0,
-            )
-            .values(
-                state="dead",
-                attempts=letter.attempts,
-                updated_at=letter.updated_at,
-                next_attempt_at=None,
-            )
-        )

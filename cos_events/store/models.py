@@ -21,9 +21,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA = "cos_events"
 
-DeliveryState = Literal["held", "retrying", "delivered", "dead"]
+DeliveryState = Literal["held", "retrying", "delivered", "dead", "discarded"]
 """`held`: its copy waits here, not on the broker. `retrying`: a copy is on the broker and will run,
-for the first time or again. `delivered`: had its effect. `dead`: waits for a person."""
+for the first time or again. `delivered`: had its effect. `dead`: waits for a person.
+`discarded`: a person has purged it; it never runs."""
 
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
 """As `next_attempt_at` of a held delivery: due as soon as its queue has room, in outbox order."""
@@ -124,7 +125,7 @@ class DeliveryRow(Base):
             "ix_delivery_unfinished",
             "subscription",
             "state",
-            postgresql_where=text("state <> 'delivered'"),
+            postgresql_where=text("state IN ('held', 'retrying', 'dead')"),
         ),
         Index(
             "ix_delivery_held",

@@ -21,10 +21,12 @@ from cos_events.cli.demo.listeners import Heard, listening
 from cos_events.cli.demo.trouble import trouble
 from cos_events.cli.processes import check_alive, workers
 from cos_events.cli.verify import print_accounts, settled_accounts
-from cos_events.dead_letters import find, replay
+from cos_events.dead_letters.finding import find
+from cos_events.dead_letters.replaying import replay
 from cos_events.errors import CosEventsError
 from cos_events.l1.lines import log_line, record_lines
 from cos_events.settings import mask
+from cos_events.store.dead_letters import Filter
 from cos_events.store.engine import explained, get_engine
 from cos_events.store.migrations import upgrade
 from cos_events.store.models import DeliveryRow, OutboxRow
@@ -110,10 +112,10 @@ class Story:
 
     def _dead_letter(self) -> None:
         self._until_state("archive", self._rejected, "dead")
-        (letter,) = find("archive", 10)
+        (letter,) = find(Filter("archive"))
         self._say("dead letter", f"archive: {letter.error}")
         trouble("archive_is_broken").unlink()
-        replayed = replay("archive", 10)
+        replayed = replay(Filter("archive"))
         self._until_state("archive", self._rejected, "delivered")
         self._say("replay", f"archive is mended; {len(replayed)} replayed and delivered")
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from uuid import UUID, uuid4
 
 import pytest
 from click.testing import Result
 from kombu import Queue
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, broker
+from cos_events.broadcast import make_wire
+from cos_events.feeder import Feeder
 from cos_events.store.models import DeliveryRow, OutboxRow
 from cos_events.topology import dead_letter_queue, declare, subscription_queue
 
@@ -62,6 +65,13 @@ def dead_letter(subscribe: Callable[..., None], add_event: AddEvent, cli: Cli) -
         return output
 
     return listed
+
+
+@pytest.fixture
+def feed(database: Engine) -> Iterator[Callable[[], int]]:
+    """What a publisher's relay does with what is held."""
+    with closing(make_wire()) as wire:
+        yield Feeder(database, wire, 1_000, again=60).sweep
 
 
 def drained(queue: str) -> list[bytes]:
@@ -132,7 +142,7 @@ def test_replay_gives_a_dead_letter_its_first_day_back(
     add_event: AddEvent,
     cli: Cli,
     row: Callable[[str, UUID], tuple[str, int]],
-    database: Engine,
+    feed: Callable[[], int],
 ) -> None:
     dead = [add_event(published=60, **{name: "dead"}) for _ in range(2)]
     others = {
@@ -140,13 +150,13 @@ def test_replay_gives_a_dead_letter_its_first_day_back(
     }
     result = cli("dlq", "replay", name)
     assert (result.exit_code, result.output) == (0, f"2 replayed to {name}\n")
-    assert [row(name, event) for event in dead] == [("retrying", 0)] * 2
+    assert [row(name, event) for event in dead] == [("held", 0)] * 2
     assert [row(name, event) for event in others.values()] == [(state, 3) for state in others]
+    assert feed() == 2
     envelopes = [Envelope.decode(body) for body in drained(name)]
     assert [each.base_log_id for each in envelopes] == dead
     assert envelopes[0].data == {"message": "hello"}
     assert cli("dlq", "replay", name).output == f"0 replayed to {name}\n"
-    assert drained(name) == []
 
 
 def test_replay_takes_its_copies_off_the_dead_letter_queue_and_no_others(
@@ -165,13 +175,13 @@ def test_replay_takes_its_copies_off_the_dead_letter_queue_and_no_others(
 
 
 def test_replay_needs_no_dead_letter_queue(
-    name: str, add_event: AddEvent, cli: Cli, database: Engine
+    name: str, add_event: AddEvent, cli: Cli, database: Engine, feed: Callable[[], int]
 ) -> None:
     event = add_event(published=60, **{name: "dead"})
     bury(database, name, event)
     broker.delete_queues([f"{name}.dlq"])
     assert cli("dlq", "replay", name).exit_code == 0
-    assert len(drained(name)) == 1
+    assert feed() == 1
 
 
 def test_replay_keeps_to_its_limit_oldest_first_and_to_the_events_named(
@@ -179,28 +189,189 @@ def test_replay_keeps_to_its_limit_oldest_first_and_to_the_events_named(
 ) -> None:
     first, second, third = (add_event(published=60, **{name: "dead"}) for _ in range(3))
     cli("dlq", "replay", name, "--limit", 1)
-    assert row(name, first) == ("retrying", 0)
+    assert row(name, first) == ("held", 0)
     assert row(name, second) == row(name, third) == ("dead", 3)
     result = cli("dlq", "replay", name, "--event", third, "--event", uuid4(), "--json")
     assert json.loads(result.output)["replayed"] == [str(third)]
     assert row(name, second) == ("dead", 3)
 
 
-def test_an_event_that_is_no_uuid_is_a_usage_error(cli: Cli) -> None:
-    result = cli("dlq", "replay", "mailer", "--event", "seven")
-    assert result.exit_code == 2
-    assert "seven" in result.output
-
-
 @pytest.mark.parametrize("url", NOBODY_LISTENS, ids=["redis", "rabbitmq"])
-def test_with_the_broker_away_dead_letters_stay_as_they_were(
+def test_a_replay_works_while_the_broker_is_away(
     url: str,
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    cli: Cli,
+    row: Callable[[str, UUID], tuple[str, int]],
+    environment: Callable[..., None],
+) -> None:
+    subscribe("mailer")
+    event = add_event(published=60, mailer="dead")
+    environment(BROKER_URL=url)
+    assert cli("dlq", "replay", "mailer").exit_code == 0
+    assert row("mailer", event) == ("held", 0)
+
+
+def test_dead_letters_are_chosen_by_type_error_and_age(
+    subscribe: Callable[..., None], add_event: AddEvent, cli: Cli
+) -> None:
+    subscribe("mailer")
+    plain = add_event(published=60, mailer="dead")
+    other_type = add_event(event_type="order_placed", published=60, mailer="dead")
+    other_error = add_event(
+        published=60, mailer="dead", error="retries exhausted: OSError: [Errno 111]"
+    )
+
+    def listed(*options: str) -> list[str]:
+        letters = json.loads(cli("dlq", "list", "--json", *options).output)
+        return [letter["event_id"] for letter in letters]
+
+    assert listed() == [str(plain), str(other_type), str(other_error)]
+    assert listed("--event-type", "order_placed") == [str(other_type)]
+    assert listed("--error", "OSError") == [str(other_error)]
+    assert listed("--error", "Error") == []
+    assert listed("--newer-than", "1h") == listed()
+    assert listed("--older-than", "1h") == []
+    assert listed("--event", str(plain), "--error", "OSError") == []
+
+
+def test_more_dead_letters_than_a_page_are_listed_and_replayed_in_order(
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cos_events.dead_letters.finding.PAGE", 2)
+    monkeypatch.setattr("cos_events.dead_letters.replaying.BATCH_SIZE", 2)
+    subscribe("mailer")
+    subscribe("archive")
+    dead = [str(add_event(published=60, mailer="dead", archive="dead")) for _ in range(5)]
+    letters = json.loads(cli("dlq", "list", "--json").output)
+    assert [(x["event_id"], x["subscription"]) for x in letters] == [
+        (event, name) for event in dead for name in ("archive", "mailer")
+    ]
+    assert json.loads(cli("dlq", "replay", "mailer", "--json").output)["replayed"] == dead
+
+
+def test_show_tells_everything_about_one(
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    cli: Cli,
+    sentence: Callable[[Result], str],
+) -> None:
+    subscribe("mailer")
+    event = add_event(published=60, mailer="dead")
+    output = cli("dlq", "show", event).output
+    for part in (str(event), "mailer", "ValueError: no good", '"message": "hello"'):
+        assert part in output
+    (letter,) = json.loads(cli("dlq", "show", event, "--json").output)
+    assert (letter["attempts"], letter["correction"]) == (3, None)
+    missing = uuid4()
+    expected = f"no subscription has a dead letter {missing}: see `dlq list`"
+    assert sentence(cli("dlq", "show", missing)) == expected
+
+
+def test_a_corrected_payload_goes_out_and_the_original_is_kept(
+    name: str, add_event: AddEvent, cli: Cli, database: Engine, feed: Callable[[], int]
+) -> None:
+    event = add_event(published=60, **{name: "dead"})
+    other = add_event(published=60, **{name: "dead"})
+    result = cli("dlq", "replay", name, "--edit", event, "--data", "-", input='{"message": "bye"}')
+    assert result.output == f"1 replayed to {name}\n"
+    assert feed() == 1
+    (envelope,) = map(Envelope.decode, drained(name))
+    assert (envelope.base_log_id, envelope.data) == (event, {"message": "bye"})
+    with Session(database) as session:
+        original = select(OutboxRow.envelope).where(OutboxRow.event_id == event)
+        assert Envelope.decode(session.scalars(original).one()).data == {"message": "hello"}
+        assert session.get_one(DeliveryRow, (name, other)).state == "dead"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("{", "the new data is not JSON"),
+        ("[1]", "the new data must be a JSON object"),
+        ('{"a": NaN}', "data.a: Input should be a finite number"),
+        ('{"a": "\\u0000"}', "data.a holds a NUL character"),
+    ],
+)
+def test_a_correction_that_cannot_be_sent_is_refused_and_nothing_changes(
+    data: str,
+    says: str,
     dead_letter: Callable[[], str],
+    cli: Cli,
+    sentence: Callable[[Result], str],
+) -> None:
+    before = dead_letter()
+    event = json.loads(before)[0]["event_id"]
+    result = cli("dlq", "replay", "mailer", "--edit", event, "--data", "-", input=data)
+    assert says in sentence(result)
+    assert dead_letter() == before
+
+
+def test_purging_drops_for_good_and_the_ledger_says_so(
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    cli: Cli,
+    row: Callable[[str, UUID], tuple[str, int]],
+) -> None:
+    subscribe("mailer")
+    dead, kept = (add_event(published=60, mailer="dead") for _ in range(2))
+    asked = cli("dlq", "purge", "mailer", "--event", dead, input="n\n")
+    assert asked.exit_code == 1
+    assert "Drop 1 dead letters of mailer for good?" in asked.output
+    assert row("mailer", dead) == ("dead", 3)
+    assert cli("dlq", "purge", "mailer", "--event", dead, "--yes").output == (
+        "1 purged from mailer\n"
+    )
+    assert row("mailer", dead) == ("discarded", 3)
+    assert row("mailer", kept) == ("dead", 3)
+
+
+def test_messages_that_are_no_envelopes_are_shown_and_dropped_from_the_broker(
+    name: str, add_event: AddEvent, cli: Cli, database: Engine
+) -> None:
+    event = add_event(published=60, **{name: "dead"})
+    bury(database, name, b"no envelope \xff", event, b"{}")
+    found = json.loads(cli("dlq", "list", name, "--unusable", "--json").output)
+    assert [each["body"] for each in found] == ["no envelope \\xff", "{}"]
+    assert cli("dlq", "purge", name, "--unusable", "--yes").output == f"2 purged from {name}\n"
+    assert [Envelope.decode(body).base_log_id for body in drained(f"{name}.dlq")] == [event]
+
+
+def test_a_dry_run_says_how_each_would_end_and_writes_nothing(
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    cli: Cli,
+    database: Engine,
+    row: Callable[[str, UUID], tuple[str, int]],
+) -> None:
+    subscribe("activity")
+    fine = add_event(published=60, activity="dead")
+    result = cli("dlq", "replay", "activity", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output) == [{"event_id": str(fine), "ending": "delivered"}]
+    assert row("activity", fine) == ("dead", 3)
+    with database.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM cos_l2.activity")) == 0
+
+
+def test_a_dry_run_of_a_handler_without_a_session_is_refused(
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
     cli: Cli,
     sentence: Callable[[Result], str],
     environment: Callable[..., None],
 ) -> None:
-    before = dead_letter()
-    environment(BROKER_URL=url)
-    assert "did not take the messages" in sentence(cli("dlq", "replay", "mailer"))
-    assert dead_letter() == before
+    environment(COS_EVENTS_DEMO_FOLDER="/nowhere")
+    subscribe("mailer")
+    add_event(published=60, mailer="dead")
+    said = sentence(cli("dlq", "replay", "mailer", "--dry-run", "-A", "cos_events.cli.demo.app"))
+    assert "mailer takes no session: what its handler does could not be undone" in said
+
+
+def test_an_event_that_is_no_uuid_is_a_usage_error(cli: Cli) -> None:
+    result = cli("dlq", "replay", "mailer", "--event", "seven")
+    assert result.exit_code == 2
+    assert "seven" in result.output

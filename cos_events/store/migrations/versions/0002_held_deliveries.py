@@ -31,12 +31,15 @@ def upgrade() -> None:
             ADD correction text,
             DROP CONSTRAINT ck_delivery_state,
             ADD CONSTRAINT ck_delivery_state
-                CHECK (state IN ('held', 'retrying', 'delivered', 'dead'));
+                CHECK (state IN ('held', 'retrying', 'delivered', 'dead', 'discarded'));
         UPDATE cos_events.delivery SET outbox_id = outbox.id
             FROM cos_events.outbox WHERE outbox.event_id = delivery.event_id;
         DELETE FROM cos_events.delivery WHERE outbox_id IS NULL;
         ALTER TABLE cos_events.delivery ALTER outbox_id SET NOT NULL;
 
+        DROP INDEX cos_events.ix_delivery_unfinished;
+        CREATE INDEX ix_delivery_unfinished ON cos_events.delivery (subscription, state)
+            WHERE state IN ('held', 'retrying', 'dead');
         CREATE INDEX ix_delivery_held
             ON cos_events.delivery (subscription, next_attempt_at, outbox_id)
             WHERE state = 'held';
@@ -50,7 +53,11 @@ def downgrade() -> None:
     """Drop the columns; what is held becomes a retry that the relay sends."""
     op.execute("""
         DROP INDEX cos_events.ix_delivery_held, cos_events.ix_delivery_order;
+        DROP INDEX cos_events.ix_delivery_unfinished;
+        CREATE INDEX ix_delivery_unfinished ON cos_events.delivery (subscription, state)
+            WHERE state <> 'delivered';
         UPDATE cos_events.delivery SET state = 'retrying' WHERE state = 'held';
+        UPDATE cos_events.delivery SET state = 'dead' WHERE state = 'discarded';
         ALTER TABLE cos_events.delivery
             DROP outbox_id, DROP deaths, DROP generation, DROP order_key, DROP correction,
             DROP CONSTRAINT ck_delivery_state,

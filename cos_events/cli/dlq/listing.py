@@ -1,0 +1,87 @@
+"""The commands `cos-events dlq list` and `show`."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import click
+
+from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.servers import adopt_running
+
+
+@click.command("list")
+@click.argument("subscription", required=False)
+@filters
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--unusable", is_flag=True, help="The messages that are no envelopes, from the broker."
+)
+@json_option
+def list_(
+    subscription: str | None, limit: int, unusable: bool, as_json: bool, **given: Any
+) -> None:
+    """List dead letters, oldest first: one subscription's, or all."""
+    from cos_events.dead_letters.finding import find
+
+    adopt_running()
+    if unusable:
+        _list_unusable(subscription, limit, as_json)
+        return
+    letters = list(find(chosen(subscription, **given), limit))
+    if as_json:
+        print_json([letter.as_dict() for letter in letters])
+        return
+    columns = ["event", "type", "attempts", "died at", "error"]
+    rows: list[list[Any]] = [
+        [x.event_id, x.envelope.event_type, x.attempts, f"{x.died_at:%F %T}", x.error]
+        for x in letters
+    ]
+    if subscription is None:
+        columns.insert(1, "subscription")
+        for row, letter in zip(rows, letters, strict=True):
+            row.insert(1, letter.subscription)
+    print_table(columns, rows)
+    if len(letters) == limit:
+        click.echo(f"the first {limit:,}; more with --limit", err=True)
+
+
+def _list_unusable(subscription: str | None, limit: int, as_json: bool) -> None:
+    from cos_events.dead_letters import on_broker
+
+    if subscription is None:
+        raise click.UsageError("--unusable needs the name of a subscription")
+    found = on_broker.unusable(subscription, limit)
+    rows = [(x.body.decode(errors="backslashreplace"), x.reason, x.died_at) for x in found]
+    if as_json:
+        print_json([dict(zip(("body", "reason", "died_at"), row, strict=True)) for row in rows])
+    else:
+        print_table(["died at", "reason", "body"], [[row[2], row[1], row[0][:80]] for row in rows])
+
+
+@click.command("show")
+@click.argument("event", type=click.UUID)
+@json_option
+def show(event: UUID, as_json: bool) -> None:
+    """Show everything about a dead letter: its error, its envelope, a correction if it has one."""
+    from cos_events.dead_letters.finding import find
+    from cos_events.errors import SubscriptionError
+    from cos_events.store.dead_letters import Filter
+
+    adopt_running()
+    letters = list(find(Filter(event_ids=[event])))
+    if not letters:
+        raise SubscriptionError(f"no subscription has a dead letter {event}: see `dlq list`")
+    if as_json:
+        print_json([letter.as_dict() for letter in letters])
+        return
+    for letter in letters:
+        for name, value in letter.as_dict().items():
+            if name in ("envelope", "correction"):
+                if value is not None:
+                    click.echo(f"{name}:")
+                    print_json(value)
+            else:
+                click.echo(f"{name:<16} {value}")

@@ -1,0 +1,45 @@
+"""The command `cos-events dlq purge`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.output import json_option, print_json
+from cos_events.cli.progress import progress_bar
+from cos_events.cli.servers import adopt_running
+
+
+@click.command("purge")
+@click.argument("subscription")
+@filters
+@click.option("--limit", type=click.IntRange(1), help="The most of them, oldest first.")
+@click.option("--unusable", is_flag=True, help="The messages that are no envelopes, on the broker.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+def purge(
+    subscription: str, limit: int | None, unusable: bool, yes: bool, as_json: bool, **given: Any
+) -> None:
+    """Drop dead letters: they never run again.
+
+    The ledger keeps that they were discarded, and `verify` counts them so.
+    """
+    from cos_events.dead_letters import on_broker, replaying
+
+    adopt_running()
+    which = chosen(subscription, **given)
+    total = min(replaying.count(which), limit or 10**12)
+    what = "the unusable messages" if unusable else f"{total:,} dead letters"
+    if not yes and (unusable or total):
+        click.confirm(f"Drop {what} of {subscription} for good?", abort=True, err=True)
+    with progress_bar("purging", None if unusable else total) as done:
+        if unusable:
+            purged = on_broker.purge_unusable(subscription, done)
+        else:
+            purged = len(replaying.purge(which, limit, done))
+    if as_json:
+        print_json({"subscription": subscription, "purged": purged})
+    else:
+        click.echo(f"{purged:,} purged from {subscription}")

@@ -1,0 +1,112 @@
+"""The command `cos-events dlq replay`."""
+
+from __future__ import annotations
+
+import json
+from typing import IO, Any
+from uuid import UUID
+
+import click
+
+from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.progress import progress_bar
+from cos_events.cli.servers import adopt_running
+from cos_events.cli.worker import APP
+
+
+@click.command("replay")
+@click.argument("subscription")
+@filters
+@click.option("--limit", type=click.IntRange(1), help="The most of them, oldest first.")
+@click.option("--dry-run", is_flag=True, help="Only try: run the handler and roll back.")
+@click.option(
+    "-A", "--app", default=APP, envvar="COS_EVENTS_APP", help="With --dry-run: the application."
+)
+@click.option("--edit", type=click.UUID, metavar="EVENT", help="Correct this one's data first.")
+@click.option(
+    "--data", type=click.File("rb"), help="With --edit: the new data, instead of $EDITOR."
+)
+@json_option
+def replay(  # noqa: PLR0913 - the options
+    *,
+    subscription: str,
+    limit: int | None,
+    dry_run: bool,
+    app: str,
+    edit: UUID | None,
+    data: IO[bytes] | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Let dead letters run again, as on the first day.
+
+    They follow as the subscription's queue has room, also if the broker is away now or has lost its
+    queues. --dry-run runs today's handler for each in a transaction that is rolled back, and says
+    how each would end; it exits with 1 if one would fail. --edit lets a corrected payload through;
+    the outbox keeps what was recorded.
+    """
+    from cos_events.dead_letters import replaying
+
+    adopt_running()
+    which = chosen(subscription, **given)
+    if dry_run:
+        _rehearse(which, limit or 100, app, as_json)
+        return
+    if edit is not None:
+        _edit(subscription, edit, data)
+        which = chosen(subscription, **{**given, "events": (edit,)})
+    total = min(replaying.count(which), limit or 10**12)
+    with progress_bar("replaying", total) as done:
+        replayed = replaying.replay(which, limit, done)
+    if as_json:
+        print_json({"subscription": subscription, "replayed": replayed})
+    else:
+        click.echo(f"{len(replayed):,} replayed to {subscription}")
+
+
+def _edit(subscription: str, event: UUID, data: IO[bytes] | None) -> None:
+    from cos_events.dead_letters.finding import find
+    from cos_events.dead_letters.replaying import correct
+    from cos_events.errors import InvalidPayload, SubscriptionError
+    from cos_events.store.dead_letters import Filter
+
+    letter = next(find(Filter(subscription, [event])), None)
+    if letter is None:
+        raise SubscriptionError(f"{subscription} has no dead letter {event}")
+    latest = letter.correction or letter.envelope
+    text: str | bytes | None
+    if data is not None:
+        text = data.read()
+    else:
+        text = click.edit(json.dumps(latest.data, indent=2, ensure_ascii=False), extension=".json")
+        if text is None:
+            raise SubscriptionError("nothing was changed, nothing is replayed")
+    try:
+        corrected = json.loads(text)
+    except ValueError as error:
+        raise InvalidPayload(f"the new data is not JSON: {error}; nothing is replayed") from error
+    if not isinstance(corrected, dict):
+        raise InvalidPayload("the new data must be a JSON object; nothing is replayed")
+    correct(subscription, event, corrected)
+
+
+def _rehearse(which: Any, limit: int, app: str, as_json: bool) -> None:
+    from cos_events.cli.worker import find_subscribers
+    from cos_events.dead_letters.finding import find
+    from cos_events.rehearsal import rehearse
+
+    (subscriber,) = find_subscribers(app, [which.subscription])
+    endings = [
+        {
+            "event_id": str(each.event_id),
+            "ending": rehearse(subscriber, each.correction or each.envelope),
+        }
+        for each in find(which, limit)
+    ]
+    if as_json:
+        print_json(endings)
+    else:
+        print_table(["event", "would be"], [list(each.values()) for each in endings])
+    if any(each["ending"] != "delivered" for each in endings):
+        raise SystemExit(1)

@@ -1,0 +1,83 @@
+"""The command `cos-events replay`."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+
+import click
+
+from cos_events.cli.output import json_option, print_json
+from cos_events.cli.progress import progress_bar
+from cos_events.cli.servers import adopt_running
+from cos_events.cli.when import When
+
+ASK_ABOVE = 100
+"""More events than that are replayed only after a question, or with --yes."""
+
+
+@click.command("replay")
+@click.argument("subscription")
+@click.option("--since", type=When(), help="Recorded since: 2026-11-25T10:00Z, or 2h for ago.")
+@click.option("--until", type=When(), help="Recorded before.")
+@click.option("--event-type", help="Only events of this type.")
+@click.option("--module", help="Only events of this source module.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--wait", is_flag=True, help="Wait until each is delivered or dead.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+def command(  # noqa: PLR0913 - the options
+    *,
+    subscription: str,
+    since: datetime | None,
+    until: datetime | None,
+    event_type: str | None,
+    module: str | None,
+    dry_run: bool,
+    wait: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Run history again for one subscription, on purpose: its effects happen once more.
+
+    For a subscriber that has learnt something new, or lost what it had. Events that it has had, or
+    that are dead, run again, oldest first, as its queue has room; live events go on meanwhile.
+
+    Dead letters alone run again by `cos-events dlq replay`.
+    """
+    from cos_events import replay
+    from cos_events.store.replays import History
+
+    adopt_running()
+    history = History(subscription, since, until, event_type, module)
+    total = replay.count(history)
+    if dry_run:
+        _say(subscription, total, "would run again", as_json)
+        return
+    if total > ASK_ABOVE and not yes:
+        question = f"Run {total:,} events again for {subscription}? Its effects happen once more."
+        click.confirm(question, abort=True, err=True)
+    with progress_bar("replaying", total) as done:
+        held = replay.run_again(history, done)
+    if wait:
+        _follow(subscription, held)
+    _say(subscription, held, "replayed" if wait else "run again as the queue has room", as_json)
+
+
+def _follow(subscription: str, total: int) -> None:
+    from cos_events import replay
+
+    with progress_bar("delivering", total) as done:
+        left = total
+        while left:
+            now = min(left, replay.unfinished(subscription))
+            done(left - now)
+            left = now
+            time.sleep(0.2 if left else 0)
+
+
+def _say(subscription: str, events: int, what: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"subscription": subscription, "events": events})
+    else:
+        click.echo(f"{events:,} events {what} for {subscription}")

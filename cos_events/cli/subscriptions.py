@@ -1,0 +1,140 @@
+"""The command `cos-events subscriptions …`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.progress import progress_bar
+from cos_events.cli.servers import adopt_running
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+BATCH_SIZE = 10_000
+"""Delivery rows that are dropped in one transaction."""
+
+
+@click.group("subscriptions")
+def command() -> None:
+    """Who wants which events: workers make subscriptions known when they start."""
+
+
+@command.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List the subscriptions: what they want, and how they are."""
+    from cos_events.store import removal, subscriptions
+    from cos_events.store.engine import explained, get_engine
+
+    adopt_running()
+    with explained(), get_engine().connect() as connection:
+        rows = removal.find(connection)
+        conditions = subscriptions.conditions(connection)
+    if as_json:
+        print_json([{**row._mapping, "condition": conditions[row.name]} for row in rows])  # noqa: SLF001 - SQLAlchemy's public name for it
+        return
+    print_table(
+        ["subscription", "modules", "event types", "condition", "since"],
+        [
+            [
+                row.name,
+                ", ".join(row.modules or ["all"]),
+                ", ".join(row.event_types or ["all"]),
+                conditions[row.name],
+                f"{row.created_at:%F %T}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+@command.command("pause")
+@click.argument("name")
+@click.option("--because", default="by hand", show_default=True, help="What `status` shows.")
+def pause(name: str, because: str) -> None:
+    """Call its handler no more until it is resumed; its events wait in PostgreSQL."""
+    from cos_events.store import removal
+    from cos_events.store.engine import explained, get_engine
+
+    adopt_running()
+    with explained(), get_engine().begin() as connection:
+        _check_known(connection, name)
+        removal.pause(connection, name, because)
+    click.echo(f"{name} is paused: {because}; go on with `cos-events subscriptions resume {name}`")
+
+
+@command.command("resume")
+@click.argument("name")
+def resume(name: str) -> None:
+    """Go on with what was paused, by hand or by an outage; what waits follows in order."""
+    from cos_events.store import removal
+    from cos_events.store.engine import explained, get_engine
+
+    adopt_running()
+    with explained(), get_engine().begin() as connection:
+        _check_known(connection, name)
+        was_paused = removal.resume(connection, name)
+    click.echo(f"{name} goes on" if was_paused else f"{name} was not paused")
+
+
+@command.command("remove")
+@click.argument("name")
+@click.option("--dead-letters", is_flag=True, help="Its dead-letter queue on the broker too.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
+    """End a subscription for good: its row, its queue, and all that the ledger has of it.
+
+    First take its code out of the application and stop its workers: a worker that starts makes it
+    known again, as a new one.
+    """
+    from cos_events import broker
+    from cos_events.store import removal
+    from cos_events.store.engine import explained, get_engine
+    from cos_events.topology import dead_letter_queue_name
+
+    adopt_running()
+    with explained(), get_engine().connect() as connection:
+        _check_known(connection, name)
+        left = removal.undelivered(connection, name)
+    if not as_json:
+        owed = ", ".join(f"{number:,} {state}" for state, number in left.items() if number)
+        click.echo(f"{name} leaves undelivered: {owed or 'nothing'}", err=True)
+    if not yes:
+        click.confirm(f"Remove {name} for good?", abort=True, err=True)
+    with explained(), get_engine().begin() as connection:
+        removal.forget(connection, name)
+    try:
+        broker.delete_queues([name, *([dead_letter_queue_name(name)] if dead_letters else [])])
+    except Exception as error:  # noqa: BLE001 - any error of any broker
+        click.echo(f"its queue is left: delete {name} on the broker ({error})", err=True)
+    dropped = 0
+    with progress_bar("dropping deliveries", None) as done:
+        while batch := _drop_some(name):
+            dropped += batch
+            done(batch)
+    _say_removed(name, left, dropped, as_json)
+
+
+def _drop_some(name: str) -> int:
+    from cos_events.store import removal
+    from cos_events.store.engine import explained, get_engine
+
+    with explained(), get_engine().begin() as connection:
+        return removal.drop_deliveries(connection, name, BATCH_SIZE)
+
+
+def _say_removed(name: str, left: dict[str, Any], dropped: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"subscription": name, "undelivered": left, "deliveries_dropped": dropped})
+    else:
+        click.echo(f"{name} is removed, and {dropped:,} deliveries of it")
+
+
+def _check_known(connection: Connection, name: str) -> None:
+    from cos_events.dead_letters.finding import check_known
+
+    check_known(connection, name)

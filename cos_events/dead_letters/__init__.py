@@ -1,0 +1,9 @@
+"""What no retry can deliver: kept on `<subscription>.dlq`, and `dead` in the ledger.
+
+The ledger is what counts: everything here works also when the broker has lost its dead-letter
+queues. Only messages that are no envelopes are on the broker alone.
+"""
+
+from cos_events.dead_letters.burying import bury, bury_unusable, describe
+
+__all__ = ["bury", "bury_unusable", "describe"]

@@ -1,0 +1,100 @@
+"""Puts on `<subscription>.dlq` what no retry can deliver."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import Reject
+from sqlalchemy.exc import DBAPIError
+
+from cos_events import broker
+from cos_events.envelope import format_timestamp
+from cos_events.settings import get_settings
+from cos_events.topology import dead_letter_queue
+
+logger = logging.getLogger(__name__)
+
+MAX_ERROR_LENGTH = 2_000
+"""The most characters of an error that are kept."""
+
+
+def describe(error: BaseException) -> str:
+    """An error's type and text, fit to be kept and shown.
+
+    Of a database error only the SQLSTATE: its text quotes values. What PostgreSQL cannot store is
+    escaped.
+    """
+    try:
+        text = f"SQLSTATE {error.orig.pgcode}" if isinstance(error, DBAPIError) else str(error)  # type: ignore[union-attr]
+    except Exception as unreadable:  # noqa: BLE001 - an exception of somebody else's
+        text = f"its text cannot be read ({type(unreadable).__name__})"
+    clean = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return f"{type(error).__name__}: {clean}"[:MAX_ERROR_LENGTH]
+
+
+def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
+    app: Celery,
+    subscription: str,
+    raw: str,
+    *,
+    reason: str,
+    error: Exception,
+    attempts: int,
+    first_failed_at: datetime,
+) -> None:
+    """Put an envelope on the subscription's dead-letter queue, with what happened in its headers.
+
+    The ledger has said `dead` already, so a broker that is away loses nothing: `replay` takes the
+    envelope from the outbox.
+    """
+    headers = {
+        "error_type": type(error).__name__,
+        "error": describe(error),
+        "attempts": attempts,
+        "first_failed_at": format_timestamp(first_failed_at),
+    }
+    try:
+        _publish(app, subscription, raw.encode(), reason, headers)
+    except Exception as away:  # noqa: BLE001 - any error of any broker
+        logger.warning(
+            "%s: a dead letter is in the ledger, but not on its queue: %s", subscription, away
+        )
+
+
+def bury_unusable(app: Celery, subscription: str, raw: str, reason: str) -> None:
+    """Put bytes that are no envelope of ours on the dead-letter queue, with the reason.
+
+    Raises:
+        Reject: the broker did not take them; it keeps the original message.
+    """
+    logger.error("%s: a message for the dead letters: %s", subscription, reason)
+    try:
+        _publish(app, subscription, broker.bytes_of(raw), reason, {"attempts": 0})
+    except Exception as away:
+        raise Reject(away, requeue=True) from away
+
+
+def _publish(
+    app: Celery, subscription: str, body: bytes, reason: str, headers: dict[str, Any]
+) -> None:
+    queue = dead_letter_queue(subscription, rabbitmq=broker.on_rabbitmq())
+    with app.producer_pool.acquire(block=True, timeout=5) as producer:
+        producer.publish(
+            body,
+            exchange="",
+            routing_key=queue.name,
+            declare=[queue],
+            content_type="application/octet-stream",
+            content_encoding="binary",
+            headers={
+                "subscription": subscription,
+                "reason": reason[:MAX_ERROR_LENGTH],
+                "died_at": format_timestamp(datetime.now(UTC)),
+                **headers,
+            },
+            retry=False,
+            confirm_timeout=get_settings().wire_timeout,
+        )

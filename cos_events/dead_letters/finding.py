@@ -1,0 +1,109 @@
+"""Which dead letters there are, from the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row
+
+from cos_events.envelope import Envelope, format_timestamp
+from cos_events.errors import SubscriptionError
+from cos_events.store import dead_letters, subscriptions
+from cos_events.store.dead_letters import Filter, Place
+from cos_events.store.engine import explained, get_engine
+
+PAGE = 500
+"""Dead letters that are read at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An event that a subscription could not deliver, and why.
+
+    Attributes:
+        subscription: whose.
+        event_id: the envelope's `base_log_id`.
+        attempts: how often the handler ran for it.
+        deaths: how many processes in a row died of it.
+        error: what ended it: the reason, then the last error's type and text.
+        first_failed_at: when its first attempt failed.
+        died_at: when it was given up.
+        envelope: as it was recorded.
+        correction: the envelope that a person wants to be delivered instead.
+    """
+
+    subscription: str
+    event_id: UUID
+    attempts: int
+    deaths: int
+    error: str
+    first_failed_at: datetime
+    died_at: datetime
+    envelope: Envelope
+    correction: Envelope | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """A JSON-able object with everything."""
+        correction = self.correction and self.correction.model_dump(mode="json")
+        return {
+            "subscription": self.subscription,
+            "event_id": str(self.event_id),
+            "attempts": self.attempts,
+            "deaths": self.deaths,
+            "error": self.error,
+            "first_failed_at": format_timestamp(self.first_failed_at),
+            "died_at": format_timestamp(self.died_at),
+            "envelope": self.envelope.model_dump(mode="json"),
+            "correction": correction,
+        }
+
+
+def find(which: Filter, limit: int | None = None) -> Iterator[DeadLetter]:
+    """These dead letters, oldest first, read a page at a time.
+
+    Raises:
+        SubscriptionError: there is no such subscription.
+    """
+    after: Place | None = None
+    left = limit
+    while left is None or left > 0:
+        with explained(), get_engine().connect() as connection:
+            check_known(connection, which.subscription)
+            size = PAGE if left is None else min(PAGE, left)
+            page = dead_letters.find(connection, which, size, after)
+        yield from map(_letter, page)
+        if len(page) < size:
+            return
+        after = page[-1].outbox_id, page[-1].subscription
+        left = None if left is None else left - size
+
+
+def check_known(connection: Connection, name: str | None) -> None:
+    """Refuse the name of a subscription that does not exist.
+
+    Raises:
+        SubscriptionError: names those there are.
+    """
+    known = [each.name for each in subscriptions.load(connection)]
+    if name is not None and name not in known:
+        raise SubscriptionError(
+            f"there is no subscription {name!r}; there are: {', '.join(known) or 'none'}"
+        )
+
+
+def _letter(row: Row[Any]) -> DeadLetter:
+    return DeadLetter(
+        row.subscription,
+        row.event_id,
+        row.attempts,
+        row.deaths,
+        row.error or "",
+        row.created_at,
+        row.updated_at,
+        Envelope.decode(row.envelope),
+        None if row.correction is None else Envelope.decode(row.correction),
+    )

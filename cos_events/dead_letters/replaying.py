@@ -1,0 +1,114 @@
+"""Dead letters run again, or never: what a person decides about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+from cos_events.dead_letters import on_broker
+from cos_events.dead_letters.finding import check_known, find
+from cos_events.envelope import Envelope
+from cos_events.errors import SubscriptionError
+from cos_events.recording import encode, make_envelope
+from cos_events.store import dead_letters
+from cos_events.store.dead_letters import Filter
+from cos_events.store.engine import explained, get_engine
+
+BATCH_SIZE = 1_000
+"""Dead letters in one transaction."""
+
+Progress = Callable[[int], object]
+"""Told how many more are done."""
+
+
+def count(which: Filter) -> int:
+    """How many dead letters there are of these.
+
+    Raises:
+        SubscriptionError: there is no such subscription.
+    """
+    with explained(), get_engine().connect() as connection:
+        check_known(connection, which.subscription)
+        return dead_letters.count(connection, which)
+
+
+def replay(
+    which: Filter, limit: int | None = None, on_done: Progress = lambda _: None
+) -> list[UUID]:
+    """Let dead letters run again, with their attempts counted anew.
+
+    They are held until their queue has room: a publisher sends them, a second later or when the
+    broker is back.
+
+    Args:
+        which: of one subscription, or of all.
+        limit: the most of them, oldest first.
+        on_done: progress.
+
+    Returns:
+        The events that will run again, oldest first.
+
+    Raises:
+        SubscriptionError: there is no such subscription.
+    """
+    return _in_batches(dead_letters.revive, which, limit, on_done)
+
+
+def purge(
+    which: Filter, limit: int | None = None, on_done: Progress = lambda _: None
+) -> list[UUID]:
+    """Drop dead letters for good; the ledger keeps that they were discarded. As `replay`."""
+    return _in_batches(dead_letters.discard, which, limit, on_done)
+
+
+def correct(subscription: str, event_id: UUID, data: Mapping[str, Any]) -> Envelope:
+    """Let a dead letter go out with other content; the outbox keeps what was recorded.
+
+    Args:
+        subscription: whose; others have the original.
+        event_id: of the dead letter.
+        data: the new content of the envelope.
+
+    Returns:
+        The corrected envelope.
+
+    Raises:
+        SubscriptionError: there is no such dead letter.
+        InvalidPayload: the content cannot be sent; names the field.
+    """
+    letter = next(find(Filter(subscription, [event_id])), None)
+    if letter is None:
+        raise SubscriptionError(f"{subscription} has no dead letter {event_id}")
+    was = letter.envelope
+    corrected = make_envelope(
+        event_type=was.event_type,
+        data=data,
+        base_log_id=was.base_log_id,
+        module=was.source_module,
+        timestamp=was.timestamp,
+        trace_id=was.trace_id,
+        request_id=was.request_id,
+    )
+    with explained(), get_engine().begin() as connection:
+        if not dead_letters.correct(connection, subscription, event_id, encode(corrected)):
+            raise SubscriptionError(f"{subscription}: {event_id} is no dead letter any more")
+    return corrected
+
+
+def _in_batches(
+    take: Callable[..., list[UUID]], which: Filter, limit: int | None, on_done: Progress
+) -> list[UUID]:
+    taken: list[UUID] = []
+    while limit is None or len(taken) < limit:
+        size = BATCH_SIZE if limit is None else min(BATCH_SIZE, limit - len(taken))
+        with explained(), get_engine().begin() as connection:
+            check_known(connection, which.subscription)
+            batch = take(connection, which, size)
+        taken += batch
+        on_done(len(batch))
+        if len(batch) < size:
+            break
+    if taken and which.subscription is not None:
+        on_broker.take_off(which.subscription, set(taken))
+    return taken

@@ -1,0 +1,123 @@
+"""Statements that run history again for one subscription."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, func, literal, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.redelivery import wanted
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Published events that a subscription wants; what is left out does not matter.
+
+    Attributes:
+        subscription: whose.
+        since: recorded then or later.
+        until: recorded before.
+        event_type: of this type.
+        module: of this source module.
+    """
+
+    subscription: str
+    since: datetime | None = None
+    until: datetime | None = None
+    event_type: str | None = None
+    module: str | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """The same, on `outbox` joined with `subscription`."""
+        asked = [
+            SubscriptionRow.name == self.subscription,
+            OutboxRow.published_at.is_not(None),
+            wanted(),
+        ]
+        if self.since is not None:
+            asked.append(OutboxRow.recorded_at >= self.since)
+        if self.until is not None:
+            asked.append(OutboxRow.recorded_at < self.until)
+        if self.event_type is not None:
+            asked.append(OutboxRow.event_type == self.event_type)
+        if self.module is not None:
+            asked.append(OutboxRow.source_module == self.module)
+        return asked
+
+
+def count(connection: Connection, history: History) -> tuple[int, int]:
+    """How many events there are, and the last one's outbox id."""
+    found = select(func.count(), func.coalesce(func.max(OutboxRow.id), 0))
+    number, last = connection.execute(
+        found.select_from(OutboxRow, SubscriptionRow).where(*history.conditions())
+    ).one()
+    return number, last
+
+
+def run_again(
+    connection: Connection, history: History, after: int, through: int, limit: int
+) -> tuple[int, int]:
+    """Hold the next events of this history, as if nobody had had them.
+
+    What is held or waits for a retry runs anyway, and is left as it is.
+
+    Args:
+        connection: in a transaction.
+        history: which.
+        after: only events of higher outbox ids.
+        through: and up to this one.
+        limit: the most of them.
+
+    Returns:
+        How many there were, and the last one's outbox id; 0 and `after` at the end.
+    """
+    page = (
+        select(OutboxRow.event_id, OutboxRow.id)
+        .select_from(OutboxRow, SubscriptionRow)
+        .where(OutboxRow.id > after, OutboxRow.id <= through, *history.conditions())
+        .order_by(OutboxRow.id)
+        .limit(limit)
+        .cte("page")
+    )
+    columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "generation"]
+    rows = select(
+        literal(history.subscription),
+        page.c.event_id,
+        page.c.id,
+        literal("held"),
+        literal(0),
+        literal(1),
+        literal(AT_ONCE),
+    )
+    statement = insert(DeliveryRow).from_select([*columns, "next_attempt_at"], rows)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["subscription", "event_id"],
+            set_={
+                "state": "held",
+                "attempts": 0,
+                "deaths": 0,
+                "error": None,
+                "generation": DeliveryRow.generation + 1,
+                "next_attempt_at": AT_ONCE,
+                "updated_at": func.clock_timestamp(),
+            },
+            where=DeliveryRow.state.in_(["delivered", "dead", "discarded"]),
+        )
+    )
+    seen, last = connection.execute(
+        select(func.count(), func.coalesce(func.max(page.c.id), after))
+    ).one()
+    return seen, last
+
+
+def unfinished(connection: Connection, subscription: str) -> int:
+    """How many deliveries of a replay have not ended; cheap."""
+    waiting = text(
+        "SELECT count(*) FROM cos_events.delivery WHERE subscription = :name "
+        "AND state IN ('held', 'retrying') AND generation > 0"
+    )
+    return connection.scalar(waiting, {"name": subscription}) or 0

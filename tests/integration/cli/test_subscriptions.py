@@ -1,0 +1,136 @@
+"""`subscriptions`: list, pause, resume, and end one for good."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from uuid import UUID
+
+import pytest
+from click.testing import Result
+from sqlalchemy import Engine, func, select
+
+from cos_events import broker, pause
+from cos_events.store import removal
+from cos_events.store.models import DeliveryRow, SubscriptionRow
+from cos_events.topology import declare, subscription_queue
+
+Cli = Callable[..., Result]
+AddEvent = Callable[..., UUID]
+
+
+def names(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return list(connection.scalars(select(SubscriptionRow.name).order_by(SubscriptionRow.name)))
+
+
+def test_the_list_shows_what_each_wants_and_how_it_is(
+    cli: Cli, subscribe: Callable[..., None]
+) -> None:
+    subscribe("mailer", event_types=["order_placed"], modules=["shop"])
+    subscribe("archive", holding=True)
+    archive, mailer = json.loads(cli("subscriptions", "list", "--json").output)
+    assert (archive["name"], archive["condition"], archive["modules"]) == (
+        "archive",
+        "holding",
+        None,
+    )
+    assert (mailer["event_types"], mailer["condition"]) == (["order_placed"], "live")
+    table = cli("subscriptions", "list").output
+    assert "order_placed" in table
+    assert "all" in table
+
+
+def test_a_pause_by_hand_stays_until_it_is_resumed(
+    cli: Cli, subscribe: Callable[..., None], database: Engine
+) -> None:
+    subscribe("mailer")
+    result = cli("subscriptions", "pause", "mailer", "--because", "the office moves")
+    assert result.output.startswith("mailer is paused: the office moves; go on with")
+    pause.forget()
+    assert pause.state("mailer") == "paused"
+    (row,) = json.loads(cli("status", "--json").output)["subscriptions"]
+    assert row["condition"] == "paused: the office moves"
+    assert cli("subscriptions", "resume", "mailer").output == "mailer goes on\n"
+    assert cli("subscriptions", "resume", "mailer").output == "mailer was not paused\n"
+    pause.forget()
+    assert pause.state("mailer") == "running"
+
+
+@pytest.fixture
+def removable(
+    broker_url: str,
+    unique: Callable[[str], str],
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    clean_queues: list[str],
+) -> str:
+    """One with a queue, and events in every state."""
+    name = unique("sub")
+    clean_queues.append(name)
+    subscribe(name)
+    subscribe("other")
+    with broker.connect() as connection:
+        declare(connection, [subscription_queue(name, (), rabbitmq=broker.on_rabbitmq())])
+    for state in ("delivered", "held", "retrying", "dead", "dead"):
+        add_event(published=60, **{name: state, "other": "delivered"})
+    add_event(published=60)
+    add_event()
+    return name
+
+
+def test_removing_says_first_what_is_left_undelivered_and_asks(
+    removable: str, cli: Cli, database: Engine
+) -> None:
+    result = cli("subscriptions", "remove", removable, input="n\n")
+    assert result.exit_code == 1
+    said = result.output
+    assert f"{removable} leaves undelivered:" in said
+    for part in ("1 held", "1 retrying", "2 dead", "2 waiting"):
+        assert part in said
+    assert names(database) == ["other", removable]
+
+
+def test_a_removed_subscription_leaves_no_row_no_queue_and_no_deliveries(
+    removable: str, cli: Cli, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cos_events.cli.subscriptions.BATCH_SIZE", 2)
+    result = cli("subscriptions", "remove", removable, "--yes", "--json")
+    report = json.loads(result.output)
+    assert report["deliveries_dropped"] == 5
+    assert report["undelivered"] == {"held": 1, "retrying": 1, "dead": 2, "waiting": 2}
+    assert names(database) == ["other"]
+    assert not (broker.queue_depths([removable]) or {}).get(removable)
+    with database.connect() as connection:
+        counted = select(DeliveryRow.subscription, func.count()).group_by(DeliveryRow.subscription)
+        assert [tuple(row) for row in connection.execute(counted)] == [("other", 5)]
+
+
+def test_with_the_broker_away_it_says_which_queue_is_left(
+    cli: Cli, subscribe: Callable[..., None], database: Engine, environment: Callable[..., None]
+) -> None:
+    subscribe("mailer")
+    environment(BROKER_URL="redis://127.0.0.1:1/0")
+    result = cli("subscriptions", "remove", "mailer", "--yes")
+    assert result.exit_code == 0
+    assert "its queue is left: delete mailer on the broker" in result.output
+    assert names(database) == []
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "remove"])
+def test_an_unknown_subscription_is_a_sentence(
+    command: str, database: Engine, cli: Cli, sentence: Callable[[Result], str]
+) -> None:
+    expected = "there is no subscription 'gossip'; there are: none"
+    assert sentence(cli("subscriptions", command, "gossip")) == expected
+
+
+def test_what_waits_is_counted_without_looking_at_history(
+    subscribe: Callable[..., None], add_event: AddEvent, database: Engine
+) -> None:
+    subscribe("mailer", settled_through=10**6)
+    add_event(published=60)
+    waiting = add_event()
+    assert waiting
+    with database.connect() as connection:
+        assert removal.undelivered(connection, "mailer") == {"waiting": 1}
