@@ -43,12 +43,12 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
         Reject: the broker shall keep the message, since nothing could be said about it elsewhere.
     """
     envelopes: dict[str, Envelope] = {}
-    unusable: dict[str, str] = {}
+    unusable: list[tuple[str, str]] = []
     for raw in raws:
         try:
             envelope = Envelope.decode(raw.encode("utf-8", "surrogateescape"))
         except (InvalidEnvelope, UnicodeEncodeError) as invalid:
-            unusable[raw] = str(invalid)
+            unusable.append((raw, str(invalid)))
         else:
             if subscriber.subscription.wants(envelope.source_module, envelope.event_type):
                 envelopes[raw] = envelope
@@ -58,7 +58,7 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
         for raw, envelope in envelopes.items():
             retry, error = _deliver_one(task, subscriber, raw, envelope)
     # Last, so that a dead-letter queue that cannot be written holds up no good event.
-    for raw, reason in unusable.items():
+    for raw, reason in unusable:
         dead_letters.bury_unusable(task.app, subscriber.name, raw, reason)
     if retry and len(raws) == 1:
         when = datetime.now(UTC) + timedelta(seconds=retry.seconds)

@@ -2,64 +2,179 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, text
+from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, or_, select, text
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
+from cos_events.store import subscriptions
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
+
+CHUNK = 20_000
+"""Outbox ids that are looked at in one statement."""
+
+COUNTS = (
+    *("committed", "delivered", "held", "waiting", "in_flight", "dead", "discarded", "missing"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One subscription's books. `committed` is the sum of the other five counts.
+    """One subscription's books. `committed` is the sum of the other seven counts.
 
     Attributes:
         subscription: its name.
         committed: events that it is owed.
         delivered: had their effect.
+        held: wait in PostgreSQL: its queue is full, it is paused, or their turn has not come.
         waiting: in the outbox, not yet published.
         in_flight: published a moment ago, or waiting for a retry.
         dead: waiting for a person among the dead letters.
+        discarded: purged by a person.
         missing: published longer ago than the grace time, and nobody knows what became of them.
+        modules: the same counts by source module, and `digest`: the SHA-256 of the delivered
+            events' ids, as text, in the order of recording, each with a line feed after it.
     """
 
     subscription: str
-    committed: int
-    delivered: int
-    waiting: int
-    in_flight: int
-    dead: int
-    missing: int
+    committed: int = 0
+    delivered: int = 0
+    held: int = 0
+    waiting: int = 0
+    in_flight: int = 0
+    dead: int = 0
+    discarded: int = 0
+    missing: int = 0
+    modules: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def verify(connection: Connection, grace: float) -> list[Account]:
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What of the books is looked at; what is left out does not matter.
+
+    Attributes:
+        subscription: only this one.
+        module: only events of this source module.
+        since: recorded then or later.
+        until: recorded before.
+    """
+
+    subscription: str | None = None
+    module: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """The same, on `outbox` and `subscription`."""
+        asked: list[ColumnElement[bool]] = []
+        if self.subscription is not None:
+            asked.append(SubscriptionRow.name == self.subscription)
+        if self.module is not None:
+            asked.append(OutboxRow.source_module == self.module)
+        if self.since is not None:
+            asked.append(OutboxRow.recorded_at >= self.since)
+        if self.until is not None:
+            asked.append(OutboxRow.recorded_at < self.until)
+        return asked
+
+
+def outbox_range(connection: Connection) -> tuple[int, int]:
+    """The first and last outbox id that there are; 0 and 0 if there is none."""
+    ids = func.min(OutboxRow.id), func.max(OutboxRow.id)
+    first, last = connection.execute(select(*ids)).one()
+    return first or 0, last or 0
+
+
+def verify(
+    connection: Connection,
+    grace: float,
+    scope: Scope | None = None,
+    on_done: Callable[[int], object] = lambda _: None,
+) -> list[Account]:
     """The account of every subscription, by name.
 
+    Walks the outbox in ranges of ids, so that memory stays bounded however long it is.
+
     Args:
-        connection: on the bus's database; all counts are of one moment.
+        connection: on the bus's database; in a transaction of REPEATABLE READ all counts are of one
+            moment.
         grace: seconds that a published event may take.
+        scope: which part of the books; all by default.
+        on_done: told how many more ids were looked at.
     """
+    scope = scope or Scope()
+    books = {
+        each.name: _Book()
+        for each in subscriptions.load(connection)
+        if scope.subscription in (None, each.name)
+    }
+    first, last = outbox_range(connection)
+    for start in range(first, last + 1, CHUNK):
+        through = min(start + CHUNK - 1, last)
+        rows = connection.execute(
+            _statement(scope), {"grace": grace, "start": start, "through": through}
+        )
+        for name, module, delivered_ids, *counts in rows:
+            books[name].add(module, dict(zip(COUNTS, counts, strict=True)), delivered_ids)
+        on_done(through - start + 1)
+    return [book.account(name) for name, book in books.items()]
+
+
+class _Book:
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {}
+        self._digests: dict[str, Any] = {}
+
+    def add(self, module: str, counts: dict[str, int], delivered_ids: str | None) -> None:
+        self._counts.setdefault(module, Counter()).update(counts)
+        digest = self._digests.setdefault(module, hashlib.sha256())
+        if delivered_ids:
+            digest.update(delivered_ids.encode() + b"\n")
+
+    def account(self, name: str) -> Account:
+        total: Counter[str] = sum(self._counts.values(), Counter())
+        modules = {
+            module: {
+                **{count: counts[count] for count in COUNTS},
+                "digest": self._digests[module].hexdigest(),
+            }
+            for module, counts in sorted(self._counts.items())
+        }
+        return Account(name, **{count: total[count] for count in COUNTS}, modules=modules)
+
+
+def _statement(scope: Scope) -> Any:
     overdue = OutboxRow.published_at < func.now() - text("make_interval(secs => :grace)")
     no_row = DeliveryRow.event_id.is_(None)
+    state = DeliveryRow.state
 
     def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
         return func.count(OutboxRow.id).filter(condition)
 
-    rows = connection.execute(
+    line_feed = aggregate_order_by(func.chr(10), OutboxRow.id)
+    return (
         select(
             SubscriptionRow.name,
+            OutboxRow.source_module,
+            func.string_agg(cast(OutboxRow.event_id, String), line_feed).filter(
+                state == "delivered"
+            ),
             func.count(OutboxRow.id),
-            count(DeliveryRow.state == "delivered"),
+            count(state == "delivered"),
+            count(state == "held"),
             count(and_(no_row, OutboxRow.published_at.is_(None))),
-            count(or_(DeliveryRow.state == "retrying", and_(no_row, ~overdue))),
-            count(DeliveryRow.state == "dead"),
+            count(or_(state == "retrying", and_(no_row, ~overdue))),
+            count(state == "dead"),
+            count(state == "discarded"),
             count(and_(no_row, overdue)),
         )
-        .outerjoin(
-            OutboxRow,
-            and_(OutboxRow.id > SubscriptionRow.starts_after, wanted()),
-        )
+        .join(OutboxRow, and_(OutboxRow.id > SubscriptionRow.starts_after, wanted()))
         .outerjoin(
             DeliveryRow,
             and_(
@@ -67,11 +182,10 @@ def verify(connection: Connection, grace: float) -> list[Account]:
                 DeliveryRow.event_id == OutboxRow.event_id,
             ),
         )
-        .group_by(SubscriptionRow.name)
-        .order_by(SubscriptionRow.name),
-        {"grace": grace},
+        .where(OutboxRow.id >= text(":start"), OutboxRow.id <= text(":through"))
+        .where(*scope.conditions())
+        .group_by(SubscriptionRow.name, OutboxRow.source_module)
     )
-    return [Account(*row) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """Finds what every other part of the bus may have lost, and sends it again.
 
-Three sweeps, in a thread of each publisher, any number of which may run at once. The first
+Four sweeps, in a thread of each publisher, any number of which may run at once. The first
 publishes outbox rows that no wake-up came for. The second feeds queues with what was held
 (`feeder.py`). The third sends to a subscription's own queue what was published long ago but has no
 delivery row (its worker was killed, its queue or the broker's whole memory was lost), and retries
 whose time is long over. While messages still wait in that queue, its workers are behind: then only
-what later events have overtaken counts as lost.
+what later events have overtaken counts as lost. The fourth drops what everybody has had long ago
+(`retention.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder, depths_of
 from cos_events.publisher import BATCH_SIZE, publish_once
+from cos_events.retention import Retention
 from cos_events.settings import get_settings
 from cos_events.store import redelivery, subscriptions
 from cos_events.store.backfill import backfill
@@ -146,6 +148,7 @@ class Relay:
         settings, engine, wire = get_settings(), get_engine(), make_wire()
         feeder = Feeder(engine, wire, settings.queue_depth, settings.redeliver_after)
         redelivery = Redelivery(engine, wire, settings.redeliver_after)
+        retention = Retention(engine, settings.retain_for)
         breaker = CircuitBreaker("the relay's broker or database", reset_after=5.0)
         pause = self._interval
         while not self._stopping.wait(pause):
@@ -158,6 +161,7 @@ class Relay:
                         # A queue that drains quickly would run dry until the next sweep.
                         pause = min(self._interval, FEEDING_INTERVAL)
                     redelivery.sweep()
+                    retention.sweep()
             except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
                 logger.debug("the relay waits: %s", error)
             except Exception:  # a relay that died would leave rows waiting for good

@@ -7,11 +7,12 @@ from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from cos_events.duration import parse_duration
 from cos_events.envelope import Name
 from cos_events.errors import ConfigurationError
 
@@ -49,6 +50,20 @@ DatabaseUrl = Annotated[
 ]
 RedisUrl = Annotated[str, _url("redis", "rediss")]
 BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps", "pyamqp")]
+
+
+def _seconds(value: object) -> object:
+    if value == "forever":
+        return None
+    duration = parse_duration(value) if isinstance(value, str) else None
+    if duration is None or duration.total_seconds() < 60:
+        raise ValueError(
+            "must be a duration of a minute or more, such as 12h, 7d or 4w, or forever"
+        )
+    return duration.total_seconds()
+
+
+Retained = Annotated[float | None, BeforeValidator(_seconds)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
@@ -81,6 +96,8 @@ class Settings(BaseSettings):
     """Seconds after which a published event that no subscriber has had is sent to it again."""
     queue_depth: int = Field(default=10_000, ge=1_000, le=1_000_000, alias="COS_EVENTS_QUEUE_DEPTH")
     """The most messages that wait in a subscription's queue; more wait in PostgreSQL."""
+    retain_for: Retained = Field(default="7d", validate_default=True, alias="COS_EVENTS_RETAIN_FOR")
+    """Seconds after which an event that everybody has had is dropped; None to keep all."""
     wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
     """Seconds after which a frozen Redis or RabbitMQ counts as down."""
     redis_max_connections: int = Field(default=20, ge=1, le=10_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import click
@@ -31,6 +32,11 @@ def command(as_json: bool) -> None:
     )
     click.echo(f"broker    {status['broker']['url']}  {status['broker']['state']}")
     click.echo(f"channel   {status['channel']['url']}  {status['channel']['state']}")
+    kept = status["kept"]
+    click.echo(
+        f"kept      {kept['bytes'] / 2**20:,.1f} MiB, from {kept['oldest'] or 'nothing'} on"
+        + (f"; {kept['held_up_by']} has not had what is older than that" * bool(kept["held_up_by"]))
+    )
     print_table(
         ["subscription", "condition", "queued", "held", "retrying", "dead"],
         [
@@ -46,13 +52,16 @@ def read_status() -> dict[str, Any]:
 
     from cos_events import broker, ledger
     from cos_events.settings import get_settings, mask
-    from cos_events.store import subscriptions
+    from cos_events.store import retention, subscriptions
     from cos_events.store.engine import explained, get_engine
 
     with explained(), get_engine().connect() as connection:
         backlog = ledger.backlog(connection)
         unfinished = ledger.unfinished(connection)
         conditions = subscriptions.conditions(connection)
+        used, oldest = retention.size(connection)
+        keep = get_settings().retain_for
+        held_up_by = keep and retention.held_up_by(connection, timedelta(seconds=keep))
     depths = broker.queue_depths(conditions)
     settings = get_settings()
     try:
@@ -63,6 +72,7 @@ def read_status() -> dict[str, Any]:
         channel = f"down: {error}"
     return {
         "outbox": asdict(backlog),
+        "kept": {"bytes": used, "oldest": oldest, "held_up_by": held_up_by},
         "broker": {
             "url": mask(broker.broker_url()),
             "state": "up" if depths is not None else "down",

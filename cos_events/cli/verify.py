@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.progress import progress_bar
 from cos_events.cli.servers import adopt_running
+from cos_events.cli.when import When
 
 if TYPE_CHECKING:
-    from cos_events.ledger import Account
+    from cos_events.l1.healing import Unrecorded
+    from cos_events.ledger import Account, Scope
 
 
 @click.command("verify")
@@ -28,45 +32,128 @@ if TYPE_CHECKING:
     "--wait",
     default=0.0,
     type=click.FloatRange(min=0),
-    help="Wait up to so many seconds until nothing is waiting or in flight.",
+    help="Wait up to so many seconds until nothing is held, waiting or in flight.",
 )
+@click.option("--subscription", help="Only this one.")
+@click.option("--module", help="Only events of this source module.")
+@click.option("--since", type=When(), help="Recorded since: 2026-11-25T10:00Z, or 2h for ago.")
+@click.option("--until", type=When(), help="Recorded before.")
+@click.option("--heal", is_flag=True, help="Record the L1 rows that have no event.")
 @json_option
-def command(grace: float, wait: float, as_json: bool) -> None:
-    r"""Compare the committed events with what each subscription has had.
+def command(  # noqa: PLR0913 - the options
+    *,
+    grace: float,
+    wait: float,
+    subscription: str | None,
+    module: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    heal: bool,
+    as_json: bool,
+) -> None:
+    r"""Compare what was committed with what each subscription has had.
 
     \b
     committed   events that the subscription is owed
     delivered   had their effect
+    held        wait in PostgreSQL: its queue is full, it is paused, or not their turn
     waiting     in the outbox, not yet published
     in flight   published a moment ago, still in its queue, or waiting for a retry
     dead        among the dead letters (see `cos-events dlq`)
+    discarded   purged by a person
     missing     published longer ago than --grace, and nobody knows
 
-    Exits with 0 if nothing is missing, otherwise with 1.
+    Also finds L1 rows that were written past `log_l1` (raw SQL, COPY) and have no event; --heal
+    records their events, and publishers deliver them. Looks at what is retained
+    (COS_EVENTS_RETAIN_FOR). --json adds the counts by module, and a digest over the delivered ids.
+
+    Exits with 0 if nothing is missing and no L1 row is without an event, with 1 otherwise, with 2
+    for a wrong option.
     """
+    from cos_events.ledger import Scope
+
     adopt_running()
-    accounts = settled_accounts(grace, wait)
+    scope = Scope(subscription, module, since, until)
+    unrecorded = _unrecorded(scope, heal=heal)
+    accounts = settled_accounts(grace, wait, scope)
+    left = unrecorded.found - unrecorded.healed
     if as_json:
-        print_json({"subscriptions": [asdict(each) for each in accounts]})
+        print_json(_report(scope, grace, accounts, unrecorded))
     else:
+        if unrecorded.found:
+            click.echo(f"{unrecorded.found:,} L1 rows had no event, {unrecorded.healed:,} healed")
+        for event_id, reason in unrecorded.refused.items():
+            click.echo(f"{event_id}: {reason}", err=True)
         print_accounts(accounts)
-    if any(each.missing for each in accounts):
+    if left or any(each.missing for each in accounts):
         raise SystemExit(1)
 
 
-def settled_accounts(grace: float, wait: float) -> list[Account]:
-    """The accounts, once nothing moves any more or `wait` seconds are over."""
-    from cos_events.ledger import verify
+def _unrecorded(scope: Scope, *, heal: bool) -> Unrecorded:
+    from cos_events.l1 import healing
     from cos_events.store.engine import explained, get_engine
 
+    with explained():
+        engine = get_engine()
+        with engine.connect() as connection:
+            total = healing.count(connection, scope)
+        with progress_bar("L1 rows", total) as done:
+            return healing.find(engine, scope, heal=heal, on_done=done)
+
+
+def settled_accounts(grace: float, wait: float, scope: Scope | None = None) -> list[Account]:
+    """The accounts, once nothing moves any more or `wait` seconds are over.
+
+    Raises:
+        SubscriptionError: there is no such subscription.
+    """
     deadline = time.monotonic() + wait
     while True:
-        with explained(), get_engine().connect() as connection:
-            accounts = [_counting_queued(each) for each in verify(connection, grace)]
-        moving = any(each.waiting or each.in_flight for each in accounts)
+        accounts = [_counting_queued(each) for each in _accounts(grace, scope)]
+        moving = any(each.waiting or each.in_flight or each.held for each in accounts)
         if not moving or time.monotonic() >= deadline:
             return accounts
         time.sleep(0.2)
+
+
+def _accounts(grace: float, scope: Scope | None) -> list[Account]:
+    from cos_events.dead_letters.finding import check_known
+    from cos_events.ledger import outbox_range, verify
+    from cos_events.store.engine import explained, get_engine
+
+    with explained(), get_engine().connect() as connection:
+        connection.execution_options(isolation_level="REPEATABLE READ")
+        check_known(connection, scope.subscription if scope else None)
+        first, last = outbox_range(connection)
+        with progress_bar("events", last - first + 1) as done:
+            return verify(connection, grace, scope, done)
+
+
+def _report(
+    scope: Scope, grace: float, accounts: list[Account], unrecorded: Unrecorded
+) -> dict[str, object]:
+    from cos_events.ledger import outbox_range
+    from cos_events.store import retention
+    from cos_events.store.engine import explained, get_engine
+
+    with explained(), get_engine().connect() as connection:
+        first, last = outbox_range(connection)
+        complete_from = retention.dropped_before(connection)
+    return {
+        "range": {
+            "first_id": first,
+            "last_id": last,
+            "complete_from": complete_from,
+            **asdict(scope),
+        },
+        "grace": grace,
+        "subscriptions": [asdict(each) for each in accounts],
+        "unrecorded": {
+            "found": unrecorded.found,
+            "healed": unrecorded.healed,
+            "refused": {str(event_id): why for event_id, why in unrecorded.refused.items()},
+        },
+    }
 
 
 def _counting_queued(account: Account) -> Account:
@@ -85,6 +172,18 @@ def print_accounts(accounts: Sequence[Account]) -> None:
     if not accounts:
         click.echo("no subscriptions yet: start a worker")
         return
-    rows = [asdict(each) for each in accounts]
-    print_table([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows])
+    rows = []
+    for each in accounts:
+        columns = asdict(each)
+        modules = columns.pop("modules")
+        rows.append(columns)
+        if len(modules) > 1:
+            rows += [
+                {**columns, "subscription": f"  {name}", **counts}
+                for name, counts in modules.items()
+            ]
+    names = [name for name in rows[0] if name != "digest"]
+    print_table(
+        [name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows]
+    )
     click.echo(f"missing {sum(each.missing for each in accounts):,}")

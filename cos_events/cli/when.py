@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 
-_AGO = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d|w)")
-_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-
-
-def parse_duration(text: str) -> timedelta | None:
-    """`90s`, `15m`, `2h`, `7d` or `4w`; None if it is none of these."""
-    found = _AGO.fullmatch(text)
-    if found is None:
-        return None
-    try:
-        return timedelta(seconds=float(found[1]) * _SECONDS[found[2]])
-    except OverflowError:
-        return None
+from cos_events.duration import parse_duration
 
 
 class When(click.ParamType[datetime]):

@@ -167,3 +167,14 @@ class DeliveryRow(Base):
     updated_at: Mapped[datetime] = mapped_column(
         server_default=func.clock_timestamp(), onupdate=func.clock_timestamp()
     )
+
+
+class RetentionRow(Base):
+    """One row: what has been dropped from the outbox."""
+
+    __tablename__ = "retention"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    dropped_before: Mapped[datetime | None]
+    """Events recorded earlier may have been dropped; null: none was."""

@@ -172,3 +172,22 @@ def test_mask_hides_the_password_and_nothing_else(url, masked) -> None:
 
 def test_mask_hides_a_password_among_the_options() -> None:
     assert "hunter2" not in mask("postgresql://h/d?user=app&password=hunter2&sslmode=require")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7d", 604_800.0), ("12h", 43_200.0), ("forever", None)]
+)
+def test_how_long_events_are_retained_is_a_duration(
+    text: str, seconds: float | None, environment: Callable[..., None]
+) -> None:
+    environment(COS_EVENTS_RETAIN_FOR=text)
+    assert get_settings().retain_for == seconds
+
+
+@pytest.mark.parametrize("text", ["7", "1s", "week", "-1d"])
+def test_what_is_no_duration_of_a_minute_or_more_is_refused(
+    text: str, environment: Callable[..., None]
+) -> None:
+    environment(COS_EVENTS_RETAIN_FOR=text)
+    with pytest.raises(ConfigurationError, match="must be a duration of a minute or more"):
+        get_settings()

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import click
 import pytest
 
-from cos_events.cli.when import When, parse_duration
+from cos_events.cli.when import When
+from cos_events.duration import parse_duration
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""Durations as people write them: `90s`, `15m`, `2h`, `7d`, `4w`."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+
+
+def parse_duration(text: str) -> timedelta | None:
+    """What the text means; None if it is no duration."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        return timedelta(seconds=float(found[1]) * _SECONDS[found[2]])
+    except OverflowError:
+        return None

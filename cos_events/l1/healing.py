@@ -1,0 +1,152 @@
+"""L1 rows that were written past `log_l1`, by raw SQL or COPY, and so have no event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Engine, func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session, joinedload
+
+from cos_events.errors import InvalidPayload
+from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
+from cos_events.l1.models import BaseLog
+from cos_events.ledger import Scope
+from cos_events.recording import encode, make_envelope
+from cos_events.store import retention
+from cos_events.store.models import OutboxRow
+
+PAGE = 5_000
+"""L1 rows that are looked at in one statement."""
+
+
+@dataclass(slots=True)
+class Unrecorded:
+    """L1 rows without an event.
+
+    Attributes:
+        found: how many there are.
+        healed: how many have one now.
+        refused: the ids of those that cannot be an event, with the reason.
+    """
+
+    found: int = 0
+    healed: int = 0
+    refused: dict[UUID, str] = field(default_factory=dict)
+
+
+def count(connection: Connection, scope: Scope) -> int:
+    """How many L1 rows are looked at."""
+    return (
+        connection.scalar(select(func.count(BaseLog.id)).where(*_conditions(connection, scope)))
+        or 0
+    )
+
+
+def find(
+    engine: Engine, scope: Scope, *, heal: bool, on_done: Callable[[int], object] = lambda _: None
+) -> Unrecorded:
+    """Find the L1 rows that have no event, and give them one if `heal` is set.
+
+    Rows older than what retention has dropped are not looked at. Each page is one transaction; two
+    that heal at once give a row one event.
+
+    Args:
+        engine: on the bus's database.
+        scope: which rows; its subscription does not matter.
+        heal: record their events; publishers then find them.
+        on_done: told how many more rows were looked at.
+    """
+    result = Unrecorded()
+    for page in _pages(engine, scope):
+        with Session(engine) as session, session.begin():
+            known = select(OutboxRow.event_id).where(OutboxRow.event_id == func.any(list(page)))
+            missing = set(page) - set(session.scalars(known))
+            result.found += len(missing)
+            if heal and missing:
+                _heal(session, missing, result)
+        on_done(len(page))
+    return result
+
+
+def _pages(engine: Engine, scope: Scope) -> Iterator[Sequence[UUID]]:
+    after = UUID(int=0)
+    while True:
+        with engine.connect() as connection:
+            conditions = _conditions(connection, scope)
+            page = connection.scalars(
+                select(BaseLog.id)
+                .where(BaseLog.id > after, *conditions)
+                .order_by(BaseLog.id)
+                .limit(PAGE)
+            ).all()
+        if page:
+            yield page
+        if len(page) < PAGE:
+            return
+        after = page[-1]
+
+
+def _conditions(connection: Connection, scope: Scope) -> list[ColumnElement[bool]]:
+    asked: list[ColumnElement[bool]] = []
+    if (complete_from := retention.dropped_before(connection)) is not None:
+        asked.append(BaseLog.recorded_at >= complete_from)
+    if scope.module is not None:
+        asked.append(BaseLog.source_module == scope.module)
+    if scope.since is not None:
+        asked.append(BaseLog.recorded_at >= scope.since)
+    if scope.until is not None:
+        asked.append(BaseLog.recorded_at < scope.until)
+    return asked
+
+
+def _heal(session: Session, ids: set[UUID], result: Unrecorded) -> None:
+    rows = session.scalars(
+        select(BaseLog)
+        .where(BaseLog.id == func.any(list(ids)))
+        .options(joinedload(BaseLog.prompt_trace), joinedload(BaseLog.event_log))
+        .order_by(BaseLog.recorded_at, BaseLog.id)
+    )
+    for base_log in rows:
+        try:
+            values = _event_of(base_log)
+        except InvalidPayload as error:
+            result.refused[base_log.id] = str(error)
+            continue
+        written = session.execute(insert(OutboxRow).values(values).on_conflict_do_nothing())
+        result.healed += written.rowcount  # type: ignore[attr-defined]
+
+
+def _event_of(base_log: BaseLog) -> dict[str, object]:
+    content, kind = _content_of(base_log)
+    data = {name: getattr(content, name) for name in kind.model_fields}
+    envelope = make_envelope(
+        event_type=base_log.event_type,
+        data=data,
+        base_log_id=base_log.id,
+        module=base_log.source_module,
+        timestamp=base_log.occurred_at,
+        trace_id=base_log.trace_id,
+        request_id=base_log.request_id,
+    )
+    return {
+        "event_id": envelope.base_log_id,
+        "source_module": envelope.source_module,
+        "event_type": envelope.event_type,
+        "envelope": encode(envelope),
+    }
+
+
+def _content_of(base_log: BaseLog) -> tuple[object, type[Content]]:
+    kinds: dict[str, tuple[object, type[Content]]] = {
+        "prompt_trace": (base_log.prompt_trace, PromptTraceContent),
+        "event_log": (base_log.event_log, EventLogContent),
+    }
+    content, kind = kinds.get(base_log.event_type, (None, Content))
+    if content is None:
+        raise InvalidPayload(
+            f"its content is missing: there is no row of {base_log.event_type!r} for it"
+        )
+    return content, kind

@@ -1,0 +1,179 @@
+"""What everybody has had is dropped once it is old; what someone still lacks never is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.orm import Session
+
+from cos_events import record_event, retention
+from cos_events.l1 import healing, log_l1
+from cos_events.ledger import Scope
+from cos_events.retention import Retention
+from cos_events.store import deliveries, subscriptions
+from cos_events.store import retention as statements
+from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.subscription import Subscription
+
+DAY = 86_400.0
+
+
+@pytest.fixture(autouse=True)
+def _no_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+
+
+@pytest.fixture
+def event(database: Engine) -> Callable[..., UUID]:
+    """An event published so many days ago, that these have had."""
+
+    def make(days: float = 2, *had_by: str, published: bool = True) -> UUID:
+        with Session(database) as session, session.begin():
+            event_id = record_event(session, "event_log", {})
+            session.flush()
+            when = datetime.now(UTC) - timedelta(days=days)
+            session.execute(
+                update(OutboxRow)
+                .where(OutboxRow.event_id == event_id)
+                .values(published_at=when if published else None, recorded_at=when)
+            )
+            for name in had_by:
+                deliveries.settle(session, name, [event_id], 1)
+        return event_id
+
+    return make
+
+
+def subscribe(engine: Engine, *names: str, settled: int = 10**6) -> None:
+    with engine.begin() as connection:
+        subscriptions.register(connection, [Subscription(name) for name in names])
+        connection.execute(update(SubscriptionRow).values(settled_through=settled))
+
+
+def kept(engine: Engine) -> list[UUID]:
+    with engine.connect() as connection:
+        return list(connection.scalars(select(OutboxRow.event_id).order_by(OutboxRow.id)))
+
+
+def test_what_everybody_has_had_is_dropped_with_its_deliveries_once_it_is_old(
+    database: Engine, event: Callable[..., UUID]
+) -> None:
+    subscribe(database, "a", "b")
+    event(2, "a", "b")
+    young = event(0.5, "a", "b")
+    assert Retention(database, DAY).sweep() == 1
+    assert kept(database) == [young]
+    with database.connect() as connection:
+        assert set(connection.scalars(select(DeliveryRow.event_id))) == {young}
+
+
+@pytest.mark.parametrize("state", ["held", "retrying", "dead"])
+def test_what_one_still_lacks_stays(
+    database: Engine, event: Callable[..., UUID], state: str
+) -> None:
+    subscribe(database, "a", "b")
+    lacked = event(2, "a", "b")
+    with database.begin() as connection:
+        connection.execute(
+            update(DeliveryRow).where(DeliveryRow.subscription == "b").values(state=state)
+        )
+    assert Retention(database, DAY).sweep() == 0
+    assert kept(database) == [lacked]
+
+
+def test_what_a_person_discarded_is_dropped(database: Engine, event: Callable[..., UUID]) -> None:
+    subscribe(database, "a")
+    event(2, "a")
+    with database.begin() as connection:
+        connection.execute(update(DeliveryRow).values(state="discarded"))
+    assert Retention(database, DAY).sweep() == 1
+
+
+def test_what_is_not_behind_every_watermark_stays(
+    database: Engine, event: Callable[..., UUID]
+) -> None:
+    subscribe(database, "a", settled=0)
+    lacked = event(2)
+    assert Retention(database, DAY).sweep() == 0
+    assert kept(database) == [lacked]
+
+
+def test_what_is_not_published_stays(database: Engine, event: Callable[..., UUID]) -> None:
+    waiting = event(2, published=False)
+    assert Retention(database, DAY).sweep() == 0
+    assert kept(database) == [waiting]
+
+
+def test_without_subscriptions_what_is_old_is_dropped(
+    database: Engine, event: Callable[..., UUID]
+) -> None:
+    event(2)
+    assert Retention(database, DAY).sweep() == 1
+
+
+def test_it_keeps_all_for_ever_where_it_is_told_so(
+    database: Engine, event: Callable[..., UUID]
+) -> None:
+    event(2000)
+    assert Retention(database, None).sweep() == 0
+
+
+def test_a_sweep_looks_at_one_batch_and_the_next_goes_on_behind_it(
+    database: Engine, event: Callable[..., UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH_SIZE", 2)
+    subscribe(database, "a")
+    first = [event(2, "a") for _ in range(2)]
+    with database.begin() as connection:
+        connection.execute(update(DeliveryRow).values(state="dead"))
+    for _ in range(3):
+        event(2, "a")
+    now = 0.0
+    sweeping = Retention(database, DAY, clock=lambda: now)
+    assert [sweeping.sweep() for _ in range(3)] == [0, 2, 1]
+    assert kept(database) == first
+    event(2, "a")
+    assert sweeping.sweep() == 0, "it rests at the end of a round"
+    now = retention.REST + 1
+    assert [sweeping.sweep() for _ in range(2)] == [0, 1]
+
+
+def test_two_at_once_do_not_disturb_each_other(
+    database: Engine, event: Callable[..., UUID]
+) -> None:
+    event(2)
+    with database.begin() as connection:
+        assert statements.try_alone(connection)
+        assert Retention(database, DAY).sweep() == 0
+    assert Retention(database, DAY).sweep() == 1
+
+
+def test_l1_rows_stay_and_are_not_taken_for_unrecorded_afterwards(
+    database: Engine, event: Callable[..., UUID]
+) -> None:
+    with Session(database) as session, session.begin():
+        log_l1(session, "event_log", {"level": "INFO", "component": "c", "message": "m"})
+    with database.begin() as connection:
+        old = datetime.now(UTC) - timedelta(days=2)
+        connection.execute(update(OutboxRow).values(published_at=old, recorded_at=old))
+        connection.execute(update(healing.BaseLog).values(recorded_at=old))
+    assert Retention(database, DAY).sweep() == 1
+    with database.connect() as connection:
+        assert connection.scalar(select(func.count(healing.BaseLog.id))) == 1
+    assert healing.find(database, Scope(), heal=True).found == 0
+
+
+def test_status_says_who_holds_it_up(database: Engine, event: Callable[..., UUID]) -> None:
+    subscribe(database, "a", settled=0)
+    with database.connect() as connection:
+        assert statements.held_up_by(connection, timedelta(days=1)) is None
+    event(2)
+    with database.connect() as connection:
+        assert statements.held_up_by(connection, timedelta(days=1)) == "a"
+        used, oldest = statements.size(connection)
+    assert used > 8192
+    assert oldest is not None
