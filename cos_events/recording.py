@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from cos_events import capture
+from cos_events.context import current_request_id
 from cos_events.envelope import Envelope, describe
 from cos_events.errors import InvalidEnvelope, InvalidPayload
 from cos_events.settings import get_settings
@@ -43,7 +44,7 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
             source_module=module or get_settings().module,
             timestamp=timestamp or datetime.now(UTC),
             trace_id=trace_id or uuid4().hex,
-            request_id=request_id or "",
+            request_id=request_id or current_request_id(),
             event_type=event_type,
             data=dict(data),
         )
@@ -118,7 +119,7 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
         module: the source module; `COS_EVENTS_MODULE` by default.
         timestamp: when it happened, aware; now by default.
         trace_id: the trace that it belongs to; a new one by default.
-        request_id: the request that caused it; empty by default.
+        request_id: the request that caused it; that of the API's request at hand by default.
 
     Returns:
         The event's `base_log_id`.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -83,7 +86,7 @@ class Settings(BaseSettings):
     environment: Literal["development", "production"] = Field(
         default="development", alias="COS_EVENTS_ENVIRONMENT"
     )
-    """Which kind of deployment this is. Nothing in this version differs by it."""
+    """Which kind of deployment this is: in production, `/debug` is closed without a token."""
     module: Name = Field(default="cc", alias="COS_EVENTS_MODULE")
     """The source module of what this process records."""
     max_payload_bytes: int = Field(
@@ -100,6 +103,14 @@ class Settings(BaseSettings):
     """Seconds after which an event that everybody has had is dropped; None to keep all."""
     wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
     """Seconds after which a frozen Redis or RabbitMQ counts as down."""
+    api_host: str = Field(default="127.0.0.1", alias="COS_EVENTS_API_HOST")
+    """Where the HTTP API listens."""
+    api_port: int = Field(default=8000, ge=0, le=65_535, alias="COS_EVENTS_API_PORT")
+    """On which port; 0 for a free one."""
+    debug_token: SecretStr | None = Field(
+        default=None, min_length=16, alias="COS_EVENTS_DEBUG_TOKEN"
+    )
+    """Opens `/debug` and `/metrics` to whoever sends it as a bearer token."""
     redis_max_connections: int = Field(default=20, ge=1, le=10_000)
     """The most connections in the pool of `get_redis_client()`."""
     redis_socket_connect_timeout: Seconds = 5.0
@@ -130,3 +141,33 @@ def get_settings() -> Settings:
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0]).upper()
     return f"{name}={mask(str(problem['input']))!r}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """One setting: the variable's name, its value (secrets masked), and where that came from."""
+
+    name: str
+    value: str
+    source: str
+
+
+def in_force() -> list[InForce]:
+    """Every setting of this process, as `get_settings` reads them.
+
+    Raises:
+        ConfigurationError: one is wrong.
+    """
+    settings = get_settings()
+    in_file = {name.upper() for name in dotenv_values(".env")}
+    found = []
+    for field, info in Settings.model_fields.items():
+        name = (info.alias or field).upper()
+        if os.environ.get(name):
+            source = "environment"
+        elif field in settings.model_fields_set and name in in_file:
+            source = ".env"
+        else:
+            source = "default"
+        found.append(InForce(name, mask(str(getattr(settings, field))), source))
+    return found

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "api": "cos_events.cli.api",
+    "config": "cos_events.cli.config",
     "db": "cos_events.cli.db",
     "demo": "cos_events.cli.demo",
     "dlq": "cos_events.cli.dlq",

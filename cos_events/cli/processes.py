@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cos_events.cli.worker import PARENT
@@ -24,11 +24,19 @@ STOP_TIMEOUT = 15.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A started Celery worker and where its log is."""
+    """A started program of ours, a Celery worker most often, and where its log is.
+
+    Attributes:
+        node: its name.
+        log: what it prints.
+        process: the program.
+        ready: what its log holds once it is ready.
+    """
 
     node: str
     log: Path
     process: subprocess.Popen[bytes]
+    ready: bytes = b" ready."
 
     def stop(self) -> None:
         """Let it finish what it has in hand, for a bounded time; then end it and its children."""
@@ -62,11 +70,27 @@ def workers(
     with ExitStack() as stack:
         started = []
         for name, args in specs:
-            worker = _start(name, args, folder / f"{name}.log")
+            worker = _start(name, ["worker", *args], folder / f"{name}.log")
             stack.callback(worker.stop)
             started.append(worker)
         _wait_until_ready(started)
         yield started
+
+
+@contextmanager
+def api(folder: Path) -> Iterator[WorkerProcess]:
+    """Run the HTTP API while the body runs, as `workers` runs workers.
+
+    Raises:
+        CosEventsError: it ended, or was not ready in time; with the end of its log.
+    """
+    started = _start("api", ["api"], folder / "api.log")
+    started = replace(started, ready=b"startup complete")
+    try:
+        _wait_until_ready([started])
+        yield started
+    finally:
+        started.stop()
 
 
 def check_alive(started: Sequence[WorkerProcess]) -> None:
@@ -74,14 +98,14 @@ def check_alive(started: Sequence[WorkerProcess]) -> None:
     for worker in started:
         if (status := worker.process.poll()) is not None:
             raise CosEventsError(
-                f"worker {worker.node} ended with status {status}; its log ends:\n{worker.tail()}"
+                f"{worker.node} ended with status {status}; its log ends:\n{worker.tail()}"
             )
 
 
 def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", "cos_events", "worker", *args],
+            [sys.executable, "-m", "cos_events", *args],
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
@@ -96,10 +120,10 @@ def _wait_until_ready(started: Sequence[WorkerProcess]) -> None:
     waiting = list(started)
     while waiting:
         check_alive(waiting)
-        waiting = [each for each in waiting if b" ready." not in each.log.read_bytes()]
+        waiting = [each for each in waiting if each.ready not in each.log.read_bytes()]
         if waiting and time.monotonic() > deadline:
             raise CosEventsError(
-                f"worker {waiting[0].node} was not ready after {START_TIMEOUT:.0f} s; "
+                f"{waiting[0].node} was not ready after {START_TIMEOUT:.0f} s; "
                 f"its log ends:\n{waiting[0].tail()}"
             )
         time.sleep(0.05)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -19,12 +21,12 @@ from cos_events.cli.servers import available, home
     help="The data folder.  [default: COS_EVENTS_HOME, or the user's data folder]",
 )
 def command(broker_url: str | None, data: Path | None) -> None:
-    """Run everything until Ctrl-C: servers, tables, a publisher and COS's subscribers.
+    """Run everything until Ctrl-C: servers, tables, a publisher, COS's subscribers and the API.
 
     Without a DATABASE_URL, PostgreSQL and Valkey are private ones, from wheels; their data stays
     for the next time. Other commands in another terminal find them by themselves.
     """
-    from cos_events.cli.processes import check_alive, workers
+    from cos_events.cli.processes import api, check_alive, workers
     from cos_events.settings import get_settings, mask
     from cos_events.store.engine import explained, get_engine
     from cos_events.store.migrations import upgrade
@@ -42,11 +44,18 @@ def command(broker_url: str | None, data: Path | None) -> None:
             ("publisher", ["publisher"]),
             ("subscribers", ["subscriber", "activity", "graph_staging"]),
         ]
-        with workers(folder, specs) as started:
+        with ExitStack() as stack:
+            started = [*stack.enter_context(workers(folder, specs))]
+            if find_spec("fastapi") and find_spec("uvicorn"):
+                started.append(stack.enter_context(api(folder)))
+                where = f"http://{get_settings().api_host}:{get_settings().api_port}"
+            else:
+                where = "not installed: pip install 'cos-events[api]'"
             settings = get_settings()
             click.echo(f"database  {mask(settings.database_url)}")
             click.echo(f"channel   {mask(settings.redis_url)}")
             click.echo(f"broker    {mask(settings.broker_url)}")
+            click.echo(f"api       {where}")
             click.echo(f"logs      {folder}")
             click.echo(
                 "ready; try `cos-events record FILE` and `cos-events status`; Ctrl-C ends it"

@@ -117,12 +117,13 @@ def _run_celery(app: str, concurrency: int, loglevel: str, args: Sequence[str]) 
 
     adopt_running()
     if parent := os.environ.get(PARENT):
-        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+        threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
     worker = ["-A", app, "worker", "-c", str(concurrency), "-l", loglevel, *args]
     celery.main(args=worker, prog_name="celery")
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
+    """End this process, as by SIGTERM, when its parent has ended."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)

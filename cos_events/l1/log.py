@@ -46,7 +46,7 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
         occurred_at: when it happened, aware; now by default.
         module: the source module; `COS_EVENTS_MODULE` by default.
         trace_id: the trace that it belongs to; a new one by default.
-        request_id: the request that caused it; empty by default.
+        request_id: the request that caused it; that of the API's request at hand by default.
 
     Returns:
         The record's id, which is the event's `base_log_id`.

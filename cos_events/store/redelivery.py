@@ -95,6 +95,32 @@ def without_delivery(
     ).all()
 
 
+def oldest_without_delivery(connection: Connection, subscription: str) -> float:
+    """Seconds since the oldest event was published that it has no delivery row for; 0 if none."""
+    through = connection.scalar(
+        select(SubscriptionRow.settled_through).where(SubscriptionRow.name == subscription)
+    )
+    oldest = connection.scalar(
+        select(OutboxRow.published_at)
+        .join(SubscriptionRow, SubscriptionRow.name == subscription)
+        .where(
+            OutboxRow.id > (through or 0),
+            OutboxRow.published_at.is_not(None),
+            wanted(),
+            ~there_is(
+                DeliveryRow.subscription == subscription,
+                DeliveryRow.event_id == OutboxRow.event_id,
+            ),
+        )
+        .order_by(OutboxRow.id)
+        .limit(1)
+    )
+    if oldest is None:
+        return 0.0
+    age: float | None = connection.scalar(select(func.extract("epoch", func.now() - oldest)))
+    return max(0.0, round(float(age or 0), 3))
+
+
 def advance(connection: Connection, subscription: str, watermark: int) -> None:
     """Note that each event up to `watermark` has a delivery row."""
     connection.execute(

@@ -1,0 +1,43 @@
+"""Who may look inside: `/debug` and `/metrics` are closed unless they are opened on purpose."""
+
+from __future__ import annotations
+
+import hmac
+from ipaddress import ip_address
+
+from fastapi import HTTPException, Request, status
+
+from cos_events.settings import get_settings
+
+
+def guard(request: Request) -> None:
+    """Let the request through, or answer as if there was nothing here.
+
+    With `COS_EVENTS_DEBUG_TOKEN` set, whoever sends it may; without, in development, this machine.
+
+    Raises:
+        HTTPException: 404 where nothing is opened, 401 without the right token.
+    """
+    settings = get_settings()
+    if settings.debug_token is None:
+        if settings.environment == "production" or not _from_here(request):
+            raise HTTPException(status.HTTP_404_NOT_FOUND, "Not Found")
+        return
+    given = request.headers.get("authorization", "").encode()
+    expected = f"Bearer {settings.debug_token.get_secret_value()}".encode()
+    if not hmac.compare_digest(given, expected):
+        raise HTTPException(
+            status.HTTP_401_UNAUTHORIZED,
+            "send COS_EVENTS_DEBUG_TOKEN as a bearer token",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _from_here(request: Request) -> bool:
+    # A proxy on this machine speaks for others: then a token is needed.
+    if request.client is None or "x-forwarded-for" in request.headers:
+        return False
+    try:
+        return ip_address(request.client.host).is_loopback
+    except ValueError:
+        return False

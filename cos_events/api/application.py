@@ -1,0 +1,56 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from cos_events.api import debug, health
+from cos_events.api.recent import RecentMessages
+from cos_events.api.request_id import RequestIdMiddleware
+from cos_events.errors import CosEventsError, InvalidPayload
+from cos_events.settings import get_settings
+
+
+def create_app() -> FastAPI:
+    """The API, for uvicorn or another ASGI server: `cos_events.api.application:create_app`.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+    production = get_settings().environment == "production"
+    app = FastAPI(
+        title="cos-events",
+        version=version("cos-events"),
+        summary="If the transaction committed, every subscription runs.",
+        lifespan=_lifespan,
+        # What is closed shall not be described to everybody either.
+        openapi_url=None if production else "/openapi.json",
+    )
+    app.state.recent = RecentMessages()
+    app.include_router(health.router)
+    app.include_router(debug.router)
+    app.add_exception_handler(InvalidPayload, _bad_input)
+    app.add_exception_handler(CosEventsError, _unavailable)
+    app.add_middleware(RequestIdMiddleware)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    recent: RecentMessages = app.state.recent
+    recent.start()
+    yield
+    await recent.stop()
+
+
+async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=422)
+
+
+async def _unavailable(_request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, status_code=503)

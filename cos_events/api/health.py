@@ -1,0 +1,40 @@
+"""`GET /health/live` and `/health/ready`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, Response, status
+from pydantic import BaseModel
+
+from cos_events import health
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    status: Literal["live"] = "live"
+
+
+class Ready(BaseModel):
+    """Whether events move."""
+
+    status: Literal["ready", "not ready"]
+    problems: list[str]
+
+
+@router.get("/live")
+async def live() -> Live:
+    """Whether this process answers; looks at nothing else."""
+    return Live()
+
+
+@router.get("/ready", responses={503: {"model": Ready, "description": "Events do not move."}})
+def ready(response: Response) -> Ready:
+    """Whether events move: the age of the outbox, and what each subscription still lacks."""
+    problems = list(health.problems())
+    if problems:
+        response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    return Ready(status="not ready" if problems else "ready", problems=problems)

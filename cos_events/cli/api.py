@@ -1,0 +1,58 @@
+"""The command `cos-events api`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import click
+
+from cos_events.cli.servers import adopt_running
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
+
+
+@click.command("api")
+@click.option("--host", help="Where to listen.  [default: COS_EVENTS_API_HOST, 127.0.0.1]")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    help="On which port; 0 for a free one.  [default: COS_EVENTS_API_PORT, 8000]",
+)
+def command(host: str | None, port: int | None) -> None:
+    r"""Serve the HTTP API until Ctrl-C.
+
+    \b
+    GET  /health/live, /health/ready   for whoever runs it
+    POST /debug/test-log               write a record and see it travel
+    GET  /debug/redis-health           the live feed's Redis
+    GET  /debug/messages               what passed
+
+    /debug is open on this machine in development; elsewhere only with COS_EVENTS_DEBUG_TOKEN.
+    """
+    from cos_events.cli.worker import PARENT, end_with
+    from cos_events.context import RequestIdFilter
+    from cos_events.errors import CosEventsError
+    from cos_events.settings import get_settings
+
+    adopt_running()
+    try:
+        import uvicorn
+
+        from cos_events.api import create_app
+    except ImportError as error:
+        raise CosEventsError(f"{error.name} is missing: pip install 'cos-events[api]'") from error
+    if parent := os.environ.get(PARENT):
+        threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
+    handler = logging.StreamHandler()
+    handler.addFilter(RequestIdFilter())
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[handler])
+    settings = get_settings()
+    uvicorn.run(
+        create_app(),
+        host=host or settings.api_host,
+        port=settings.api_port if port is None else port,
+        log_config=None,
+        server_header=False,
+    )

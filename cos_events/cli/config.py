@@ -1,0 +1,23 @@
+"""The command `cos-events config`."""
+
+from __future__ import annotations
+
+import click
+
+from cos_events.cli.output import json_option, print_json, print_table
+
+
+@click.command("config")
+@json_option
+def command(as_json: bool) -> None:
+    """Show every setting in force, and where its value came from.
+
+    Secrets are masked. What each means: docs/configuration.md.
+    """
+    from cos_events.settings import in_force
+
+    settings = in_force()
+    if as_json:
+        print_json({each.name: {"value": each.value, "from": each.source} for each in settings})
+    else:
+        print_table(["setting", "value", "from"], [[x.name, x.value, x.source] for x in settings])

@@ -1,0 +1,50 @@
+"""What the code at hand works for: the request whose id goes into logs and envelopes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from uuid_utils.compat import uuid7
+
+_WELL_FORMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
+
+_request_id: ContextVar[str] = ContextVar("cos_events_request_id", default="")
+
+
+def current_request_id() -> str:
+    """The id of the request that is being answered; empty outside of one."""
+    return _request_id.get()
+
+
+@contextmanager
+def request(request_id: str) -> Iterator[None]:
+    """What happens inside belongs to this request: `record_event` and `log_l1` take its id."""
+    token = _request_id.set(request_id)
+    try:
+        yield
+    finally:
+        _request_id.reset(token)
+
+
+def request_id_from(given: str | None) -> str:
+    """The given id if it is well formed, otherwise a new, time-ordered one.
+
+    Well formed is 1 to 128 letters, digits and `._:/+=-`, beginning with a letter or digit: what a
+    log line and a header can carry unchanged.
+    """
+    if given is not None and _WELL_FORMED.fullmatch(given):
+        return given
+    return uuid7().hex
+
+
+class RequestIdFilter(logging.Filter):
+    """Gives each log record the attribute `request_id`, `-` outside of a request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record through."""
+        record.request_id = current_request_id() or "-"
+        return True

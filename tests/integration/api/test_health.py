@@ -1,0 +1,87 @@
+"""`/health`: an answer is not enough, events must move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session
+
+from cos_events import record_event
+from cos_events.health import STUCK_AFTER
+from cos_events.store import deliveries, subscriptions
+from cos_events.store.models import OutboxRow, SubscriptionRow
+from cos_events.subscription import Subscription
+
+Connect = Callable[..., TestClient]
+
+
+@pytest.fixture
+def add_old(database: Engine) -> Callable[..., None]:
+    """An event recorded long ago, and published long ago if asked."""
+
+    def add(*, published: bool, had_by: str | None = None) -> None:
+        old = datetime.now(UTC) - timedelta(seconds=STUCK_AFTER + 10)
+        with Session(database) as session, session.begin():
+            event = record_event(session, "event_log", {})
+            session.flush()
+            session.execute(
+                update(OutboxRow).values(recorded_at=old, published_at=old if published else None)
+            )
+            if had_by:
+                deliveries.settle(session, had_by, [event], 1)
+
+    return add
+
+
+def subscribe(engine: Engine, name: str) -> None:
+    with engine.begin() as connection:
+        subscriptions.register(connection, [Subscription(name)])
+
+
+def test_a_process_that_answers_is_live_whatever_else_is_down(connect: Connect) -> None:
+    client = connect(DATABASE_URL="postgresql://127.0.0.1:1/none", REDIS_URL="redis://127.0.0.1:1")
+    assert client.get("/health/live").json() == {"status": "live"}
+
+
+def test_a_bus_whose_events_move_is_ready(
+    connect: Connect, database: Engine, add_old: Callable[..., None]
+) -> None:
+    subscribe(database, "mailer")
+    add_old(published=True, had_by="mailer")
+    answer = connect().get("/health/ready")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "problems": []})
+
+
+def test_an_outbox_that_nobody_empties_is_not(
+    connect: Connect, add_old: Callable[..., None]
+) -> None:
+    add_old(published=False)
+    answer = connect().get("/health/ready")
+    assert answer.status_code == 503
+    (problem,) = answer.json()["problems"]
+    assert problem.startswith("1 events wait to be published, the oldest for 13")
+
+
+def test_a_subscription_that_gets_nothing_is_not(
+    connect: Connect, database: Engine, add_old: Callable[..., None]
+) -> None:
+    subscribe(database, "mailer")
+    add_old(published=True)
+    answer = connect().get("/health/ready")
+    assert answer.status_code == 503
+    assert "mailer has not had an event" in answer.json()["problems"][0]
+    with database.begin() as connection:
+        connection.execute(update(SubscriptionRow).values(settled_through=10**6))
+    assert connect().get("/health/ready").status_code == 200
+
+
+def test_a_database_that_is_away_or_empty_is_a_problem_with_a_sentence(connect: Connect) -> None:
+    client = connect(DATABASE_URL="postgresql://nobody:secret@127.0.0.1:1/none")
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    assert "check that it runs and that DATABASE_URL is right" in answer.json()["problems"][0]
+    assert "secret" not in answer.text
