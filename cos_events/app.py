@@ -6,7 +6,10 @@ from typing import Any
 
 from celery import Celery, signals
 
-from cos_events import broker
+from cos_events import (
+    broker,
+    worker_telemetry,  # noqa: F401 - listens to the worker's signals
+)
 from cos_events.consumer import DeliveryStep, RelayStep
 from cos_events.errors import CosEventsError
 from cos_events.publisher import publish  # noqa: F401 - the task, which each application has

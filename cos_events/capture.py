@@ -9,13 +9,17 @@ has ended, if that was by a commit.
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
+from cos_events import telemetry
 from cos_events.dispatcher import wake
 from cos_events.store.models import OutboxRow
+from cos_events.telemetry import names
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +28,29 @@ _KEY = "cos_events.capture"
 
 @dataclass(slots=True)
 class _Recorded:
-    """The outbox ids that one session recorded, by the transaction that still holds them."""
+    """What one session recorded, by the transaction that still holds it.
 
-    ids: dict[SessionTransaction, list[int]] = field(default_factory=dict)
+    Attributes:
+        rows: each with its outbox id and its source module.
+        committed: the outermost transaction has committed, and is about to end.
+        span: from the first record of the outermost transaction to its end.
+    """
+
+    rows: dict[SessionTransaction, list[tuple[int, str]]] = field(default_factory=dict)
     committed: bool = False
+    span: telemetry.Span | None = None
 
 
-def watch(session: Session) -> None:
-    """Follow what this session records; harmless if it is followed already."""
-    session.info.setdefault(_KEY, _Recorded())
+def watch(session: Session) -> AbstractContextManager[object]:
+    """Follow what this session records; harmless if it is followed already.
+
+    Returns:
+        Makes the span of the session's transaction the current one, within a `with`.
+    """
+    recorded: _Recorded = session.info.setdefault(_KEY, _Recorded())
+    if recorded.span is None:
+        recorded.span = telemetry.start(names.COMMIT)
+    return recorded.span.current()
 
 
 # On the class, not on each session: three listeners a session cost more than the commit's own hook.
@@ -40,10 +58,10 @@ def watch(session: Session) -> None:
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
     if (recorded := session.info.get(_KEY)) is None:
         return
-    ids = [row.id for row in session.new if isinstance(row, OutboxRow)]
+    rows = [(row.id, row.source_module) for row in session.new if isinstance(row, OutboxRow)]
     transaction = session.get_nested_transaction() or session.get_transaction()
-    if ids and transaction is not None:
-        recorded.ids.setdefault(transaction, []).extend(ids)
+    if rows and transaction is not None:
+        recorded.rows.setdefault(transaction, []).extend(rows)
 
 
 @event.listens_for(Session, "after_commit")
@@ -53,30 +71,44 @@ def _after_commit(session: Session) -> None:
     released = session.get_nested_transaction()
     if released is None:
         recorded.committed = True
-    elif released.parent is not None and (ids := recorded.ids.pop(released, None)):
-        recorded.ids.setdefault(released.parent, []).extend(ids)
+    elif released.parent is not None and (rows := recorded.rows.pop(released, None)):
+        recorded.rows.setdefault(released.parent, []).extend(rows)
 
 
 @event.listens_for(Session, "after_transaction_end")
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
     if (recorded := session.info.get(_KEY)) is None:
         return
-    ids = recorded.ids.pop(transaction, None)
+    rows = recorded.rows.pop(transaction, None) or []
     if transaction.parent is not None:
         return
-    committed = recorded.committed
-    recorded.ids.clear()
-    recorded.committed = False
-    if ids and committed:
-        _hand_over(session, ids)
-
-
-def _hand_over(session: Session, ids: list[int]) -> None:
+    committed, span = recorded.committed, recorded.span
+    recorded.rows.clear()
+    recorded.committed, recorded.span = False, None
+    if not rows and span is None:
+        return
     try:
-        if not _inside_another_transaction(session):
-            wake(ids)
+        outcome = _outcome(session, committed)
+        if outcome == "committed":
+            _hand_over(rows)
+        if span is not None:
+            span.set({names.OUTCOME: outcome, names.COUNT: len(rows)})
+            span.end()
     except Exception:  # the rows are committed: nothing may reach the caller now
-        logger.exception("outbox rows %s are left to the relay", ids)
+        logger.exception("outbox rows %s are left to the relay", [row[0] for row in rows])
+
+
+def _outcome(session: Session, committed: bool) -> str:
+    if not committed:
+        return "rolled back"
+    return "joined" if _inside_another_transaction(session) else "committed"
+
+
+def _hand_over(rows: list[tuple[int, str]]) -> None:
+    if rows:
+        wake([outbox_id for outbox_id, _module in rows])
+    for module, events in Counter(module for _id, module in rows).items():
+        telemetry.count(names.COMMITTED, module, by=events)
 
 
 def _inside_another_transaction(session: Session) -> bool:

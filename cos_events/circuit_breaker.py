@@ -9,7 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
+from cos_events import telemetry
 from cos_events.errors import CosEventsError
+from cos_events.telemetry import names
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class CircuitBreaker:
     ) -> None:
         self.name = name
         self.opened = 0
+        self._label = name.rstrip(",")
         self._window = window
         self._reset_after = reset_after
         self._clock = clock
@@ -51,6 +54,7 @@ class CircuitBreaker:
         self._opened_at: float | None = None
         self._probing = False
         self._lock = threading.Lock()
+        self._show(opened=False)
 
     @property
     def state(self) -> State:
@@ -88,6 +92,7 @@ class CircuitBreaker:
     def _close(self) -> None:
         if self._opened_at is not None:
             logger.warning("%s is back", self.name)
+            self._show(opened=False)
         self._opened_at = None
         self._failed_at.clear()
 
@@ -103,3 +108,8 @@ class CircuitBreaker:
             self._opened_at = now
             self.opened += 1
             logger.warning("%s is down: %s", self.name, error)
+            telemetry.count(names.BREAKER_OPENED, self._label)
+            self._show(opened=True)
+
+    def _show(self, *, opened: bool) -> None:
+        telemetry.show(names.BREAKER_OPEN, self._label, value=opened)

@@ -25,6 +25,7 @@ from celery.worker.request import Request
 from kombu.message import Message
 from kombu.utils.uuid import uuid
 
+from cos_events import telemetry
 from cos_events.broker import body_of
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail
@@ -55,7 +56,10 @@ class TaskMessage(Message):
             },
             properties={"correlation_id": task_id, "delivery_mode": 2},
             headers=task_headers(subscriber.name, task_id, f"(<{len(parts)} events>,)")
-            | {REDELIVERED: any(is_redelivered(part) for part in parts)},
+            | {
+                REDELIVERED: any(is_redelivered(part) for part in parts),
+                telemetry.TRACEPARENTS: [_traceparent(part) for part in parts],
+            },
             accept={"application/json"},
             channel=parts[0].channel,
             delivery_tag=parts[0].delivery_tag,
@@ -71,6 +75,12 @@ class TaskMessage(Message):
         """Reject every part."""
         for part in self.parts:
             part.reject(requeue=requeue)
+
+
+def _traceparent(message: Message) -> str | None:
+    headers = message.headers
+    found = headers.get(telemetry.TRACEPARENT) if isinstance(headers, dict) else None
+    return found if isinstance(found, str) else None
 
 
 class DeliveryRequest(Request):
@@ -104,10 +114,13 @@ class DeliveryRequest(Request):
 
     def _fail(self, error: Exception) -> None:
         task: Any = self.task
-        for raw in self.args[0]:
-            # What cannot be decoded is no attempt of the handler.
-            with suppress(InvalidEnvelope):
-                fail(task, task.subscriber, raw, self.request_dict["retries"], error)
+        raws = self.args[0]
+        # The child's own spans died with it.
+        with telemetry.consuming(task.name, raws, self.request_dict):
+            for raw in raws:
+                # What cannot be decoded is no attempt of the handler.
+                with suppress(InvalidEnvelope):
+                    fail(task, task.subscriber, raw, self.request_dict["retries"], error)
 
 
 class Gathering:

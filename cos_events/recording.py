@@ -13,7 +13,7 @@ from pydantic import JsonValue, ValidationError
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
-from cos_events import capture
+from cos_events import capture, telemetry
 from cos_events.context import current_request_id
 from cos_events.envelope import Envelope, describe
 from cos_events.errors import InvalidEnvelope, InvalidPayload
@@ -43,7 +43,7 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
             base_log_id=base_log_id or uuid7(),
             source_module=module or get_settings().module,
             timestamp=timestamp or datetime.now(UTC),
-            trace_id=trace_id or uuid4().hex,
+            trace_id=trace_id or telemetry.current_trace_id() or uuid4().hex,
             request_id=request_id or current_request_id(),
             event_type=event_type,
             data=dict(data),
@@ -83,13 +83,15 @@ def encode(envelope: Envelope) -> str:
 
 def record(session: Session, envelope: Envelope, raw: str) -> UUID:
     """Put an encoded envelope into the outbox, within the session's transaction."""
-    capture.watch(session)
+    with capture.watch(session):
+        traceparent = telemetry.current_traceparent()
     session.add(
         OutboxRow(
             event_id=envelope.base_log_id,
             source_module=envelope.source_module,
             event_type=envelope.event_type,
             envelope=raw,
+            traceparent=traceparent,
         )
     )
     return envelope.base_log_id
@@ -118,7 +120,7 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
         base_log_id: the event's identity; a new time-ordered UUID by default.
         module: the source module; `COS_EVENTS_MODULE` by default.
         timestamp: when it happened, aware; now by default.
-        trace_id: the trace that it belongs to; a new one by default.
+        trace_id: the trace that it belongs to; the current one by default, otherwise a new one.
         request_id: the request that caused it; that of the API's request at hand by default.
 
     Returns:
@@ -128,15 +130,16 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
         InvalidPayload: before anything is written; names the field that is no JSON, is too large
             or cannot be stored.
     """
-    envelope = make_envelope(
-        event_type=event_type,
-        data=data,
-        base_log_id=base_log_id,
-        module=module,
-        timestamp=timestamp,
-        trace_id=trace_id,
-        request_id=request_id,
-    )
+    with capture.watch(session):
+        envelope = make_envelope(
+            event_type=event_type,
+            data=data,
+            base_log_id=base_log_id,
+            module=module,
+            timestamp=timestamp,
+            trace_id=trace_id,
+            request_id=request_id,
+        )
     return record(session, envelope, encode(envelope))
 
 

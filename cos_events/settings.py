@@ -44,6 +44,12 @@ def _url(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _host_and_port(listen: str) -> str:
+    if not re.fullmatch(r"[^\s:/]+:\d{1,5}", listen):
+        raise ValueError("must be host:port, such as 127.0.0.1:9464")
+    return listen
+
+
 def _psycopg2(url: str) -> str:
     return "postgresql+psycopg2://" + url.partition("://")[2]
 
@@ -67,6 +73,7 @@ def _seconds(value: object) -> object:
 
 
 Retained = Annotated[float | None, BeforeValidator(_seconds)]
+Listen = Annotated[str, AfterValidator(_host_and_port)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
@@ -101,6 +108,10 @@ class Settings(BaseSettings):
     """The most messages that wait in a subscription's queue; more wait in PostgreSQL."""
     retain_for: Retained = Field(default="7d", validate_default=True, alias="COS_EVENTS_RETAIN_FOR")
     """Seconds after which an event that everybody has had is dropped; None to keep all."""
+    trace_content: bool = Field(default=False, alias="COS_EVENTS_TRACE_CONTENT")
+    """Whether spans hold envelopes, error texts and SQL, and with them what a prompt said."""
+    metrics_listen: Listen | None = Field(default=None, alias="COS_EVENTS_METRICS_LISTEN")
+    """Where a worker answers Prometheus, as `host:port`; nowhere by default."""
     wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
     """Seconds after which a frozen Redis or RabbitMQ counts as down."""
     api_host: str = Field(default="127.0.0.1", alias="COS_EVENTS_API_HOST")

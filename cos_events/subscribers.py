@@ -16,6 +16,7 @@ from cos_events.ordering import Order, OrderBy
 from cos_events.retry import Errors, RetryPolicy, check_errors
 from cos_events.store.subscriptions import StartFrom
 from cos_events.subscription import Subscription
+from cos_events.telemetry import consuming
 
 Declared = TypeVar("Declared", bound="Callable[..., Any] | type[BaseSubscriber]")
 
@@ -195,7 +196,8 @@ def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> Non
         )
 
     def run(task: Task[Any, Any], raws: list[str]) -> None:
-        deliver(task, made, raws)
+        with consuming(made.name, raws, task.request):
+            deliver(task, made, raws)
 
     declare: Callable[..., Any] = shared_task
     declare(

@@ -39,10 +39,12 @@ def command(
     from rich.console import Console
     from rich.progress import Progress
 
+    from cos_events import telemetry
     from cos_events.l1.lines import record_lines
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
+    telemetry.configure("record")
     keep = rejects or Path(f"{'stdin' if file.name in ('-', '<stdin>') else file.name}.bad.jsonl")
     console = Console(stderr=True)
     size = Path(file.name).stat().st_size if Path(file.name).is_file() else None

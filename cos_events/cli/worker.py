@@ -35,8 +35,21 @@ def command() -> None:
     """
 
 
+def _listen(_context: click.Context, _option: click.Parameter, listen: str | None) -> None:
+    # By the environment, so that `celery worker` alone does it too.
+    if listen:
+        os.environ["COS_EVENTS_METRICS_LISTEN"] = listen
+
+
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
+        click.option(
+            "--metrics-listen",
+            metavar="HOST:PORT",
+            callback=_listen,
+            expose_value=False,
+            help="Answer Prometheus there.",
+        ),
         click.option("-l", "--loglevel", default="INFO", show_default=True),
         click.option(
             "-c", "--concurrency", type=click.IntRange(1, 512), default=2, show_default=True

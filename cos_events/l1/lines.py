@@ -17,6 +17,8 @@ from cos_events.envelope import Name, describe
 from cos_events.errors import DatabaseAway, InvalidPayload
 from cos_events.l1.log import log_l1
 from cos_events.store.engine import lacks_tables
+from cos_events.telemetry import span
+from cos_events.telemetry.names import COUNT, RECORD
 
 
 class Line(BaseModel):
@@ -116,7 +118,7 @@ def _write(
     summary: Summary,
 ) -> None:
     refused: list[tuple[int, bytes, str]] = []
-    with Session(engine) as session, session.begin():
+    with span(RECORD, attributes={COUNT: len(lines)}), Session(engine) as session, session.begin():
         for number, raw in lines:
             try:
                 log_line(session, raw)

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from cos_events.capture import watch
 from cos_events.envelope import describe
 from cos_events.errors import InvalidPayload
 from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
@@ -45,7 +46,7 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
             become attributes.
         occurred_at: when it happened, aware; now by default.
         module: the source module; `COS_EVENTS_MODULE` by default.
-        trace_id: the trace that it belongs to; a new one by default.
+        trace_id: the trace that it belongs to; the current one by default, otherwise a new one.
         request_id: the request that caused it; that of the API's request at hand by default.
 
     Returns:
@@ -63,14 +64,15 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
         content = content_type.model_validate(dict(data)).model_dump()
     except ValidationError as error:
         raise InvalidPayload(f"cannot record this event: data.{describe(error)}") from error
-    envelope = make_envelope(
-        event_type=event_type,
-        data=content,
-        module=module,
-        timestamp=occurred_at,
-        trace_id=trace_id,
-        request_id=request_id,
-    )
+    with watch(session):
+        envelope = make_envelope(
+            event_type=event_type,
+            data=content,
+            module=module,
+            timestamp=occurred_at,
+            trace_id=trace_id,
+            request_id=request_id,
+        )
     raw = encode(envelope)
     base_log = BaseLog(
         id=envelope.base_log_id,

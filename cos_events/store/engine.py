@@ -15,6 +15,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from cos_events.errors import DatabaseAway, SchemaMissing
 from cos_events.process import PerProcess
 from cos_events.settings import get_settings, mask
+from cos_events.telemetry import trace_statements
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
@@ -37,7 +38,7 @@ def make_engine(url: str, **options: Any) -> Engine:
     # SQLAlchemy's own `pool_pre_ping` asks before each use: a quarter of a delivery's time.
     event.listen(engine, "checkin", _note_use)
     event.listen(engine, "checkout", _ping_if_idle)
-    return engine
+    return trace_statements(engine)
 
 
 def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:

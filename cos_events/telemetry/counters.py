@@ -1,0 +1,95 @@
+"""What is counted in the process where it happens; nothing at all without prometheus-client.
+
+The metrics are in prometheus-client's default registry: an application that shows that one shows
+them too. They are made when first used: until then a worker can decide that its processes share
+their counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from functools import cache
+from typing import Any
+
+try:
+    import prometheus_client
+    from prometheus_client import values
+except ImportError:
+    _INSTALLED = False
+else:
+    _INSTALLED = True
+
+from cos_events.telemetry.names import BUCKETS, Metric
+
+logger = logging.getLogger(__name__)
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable with the folder through which processes share their counts."""
+
+
+def count(metric: Metric, *labels: str, by: float = 1) -> None:
+    """Add to a counter; its labels in the order of the table. Never raises."""
+    if by:
+        _tell(metric, labels, "inc", by)
+
+
+def observe(metric: Metric, *labels: str, seconds: float) -> None:
+    """Add to a histogram. Never raises."""
+    _tell(metric, labels, "observe", seconds)
+
+
+def show(metric: Metric, *labels: str, value: float) -> None:
+    """Set a gauge; of what several processes show the latest counts. Never raises."""
+    _tell(metric, labels, "set", value)
+
+
+def share_counts(folder: str) -> None:
+    """Share counts with the children of this process, through a folder that is theirs alone.
+
+    Call it before anything is counted, and before a child is forked.
+    """
+    os.environ[SHARED] = folder
+    if _INSTALLED:
+        shared: Any = values
+        shared.ValueClass = shared.MultiProcessValue()
+
+
+def _tell(metric: Metric, labels: tuple[str, ...], what: str, value: float) -> None:
+    if not _INSTALLED:
+        return
+    try:
+        made = _made(metric)
+        getattr(made.labels(*labels) if labels else made, what)(value)
+    except Exception as error:  # noqa: BLE001 - what it counts has happened: nobody may fail by it
+        _complain(metric, str(error))
+
+
+_lock = threading.Lock()
+_metrics: dict[Metric, Any] = {}
+
+
+def _made(metric: Metric) -> Any:
+    if (made := _metrics.get(metric)) is not None:
+        return made
+    with _lock:
+        if metric not in _metrics:
+            _metrics[metric] = _make(metric)
+        return _metrics[metric]
+
+
+def _make(metric: Metric) -> Any:
+    named = metric.name, metric.help, metric.labels
+    match metric.kind:
+        case "counter":
+            return prometheus_client.Counter(*named)
+        case "histogram":
+            return prometheus_client.Histogram(*named, buckets=BUCKETS)
+        case "gauge":
+            return prometheus_client.Gauge(*named, multiprocess_mode="mostrecent")
+
+
+@cache
+def _complain(metric: Metric, why: str) -> None:
+    logger.warning("%s cannot be counted: %s", metric.name, why)

@@ -1,0 +1,224 @@
+"""Every name under which the bus tells what it does: spans, their attributes, metrics, loggers.
+
+Spans, in the order of an event's way. Each is a child of the one before it on that event's way; one
+that serves events of several traces stands by itself and links to them.
+
+| span | kind | where | what it times |
+| --- | --- | --- | --- |
+| `<METHOD> <route>` | server | API | an HTTP request |
+| `record` | internal | `cos-events record` | one batch of lines, which is one transaction |
+| `commit` | internal | application | from the first event recorded in a transaction to its end |
+| `publish` | producer | publisher | a claimed batch's events of one trace, until they are marked |
+| `broadcast` | producer | publisher | a batch onto the broker and the channel |
+| `consume <subscription>` | consumer | worker | one delivery: decoding, attempts, what follows |
+| `attempt <subscription>` | internal | worker | one call of the handler, with its delivery rows |
+| `retry <subscription>` | producer | worker | sending the copy that runs next; its parent failed |
+| `dead letter <subscription>` | producer | worker | putting it onto the dead-letter queue |
+| SQL's verb and its first table | client | all | a statement within one of these spans |
+
+A failure has the span status `error` and `error.type`; its text, which may quote an event's
+content, only with `COS_EVENTS_TRACE_CONTENT`. Attributes are the constants below.
+
+Metrics are the objects below. Counters, histograms and the breakers' gauge are of the process where
+it happens; the other gauges are read from PostgreSQL and the broker when somebody asks.
+
+Loggers are named after the modules; `LOGGERS` says which speak of what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["internal", "server", "client", "producer", "consumer"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanName:
+    """What a span is called, and its OpenTelemetry kind."""
+
+    name: str
+    kind: Kind
+
+
+RECORD = SpanName("record", "internal")
+COMMIT = SpanName("commit", "internal")
+PUBLISH = SpanName("publish", "producer")
+BROADCAST = SpanName("broadcast", "producer")
+CONSUME = SpanName("consume", "consumer")
+ATTEMPT = SpanName("attempt", "internal")
+RETRY = SpanName("retry", "producer")
+DEAD_LETTER = SpanName("dead letter", "producer")
+
+OUTCOME = "cos_events.outcome"
+"""Of a commit `committed`, `rolled back` or `joined` (to a transaction outside, which decides); of
+a delivery `delivered` or `failed`; of anything else that failed, `failed`."""
+ATTEMPT_NUMBER = "cos_events.attempt"
+"""Which attempt it is, from 1."""
+RETRY_AFTER = "cos_events.retry_after"
+"""Seconds until a retry's copy runs."""
+REASON = "cos_events.reason"
+"""Why it is a dead letter."""
+CONTENT = "cos_events.content"
+"""The envelopes themselves; only with `COS_EVENTS_TRACE_CONTENT`."""
+COUNT = "messaging.batch.message_count"
+"""How many events."""
+ERROR_TYPE = "error.type"
+"""The exception's class."""
+HTTP_METHOD = "http.request.method"
+"""`GET`, `POST`, …"""
+HTTP_ROUTE = "http.route"
+"""The route that answered, with its placeholders."""
+HTTP_STATUS = "http.response.status_code"
+"""Of the answer; from 500 on, the request failed."""
+STATEMENT = "db.query.text"
+"""SQL with placeholders; only with `COS_EVENTS_TRACE_CONTENT`, for a handler's may hold values."""
+SQLSTATE = "db.response.status_code"
+"""PostgreSQL's five characters for what went wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A Prometheus metric: its name, what it is, by what it is told apart, and its help text."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+
+
+COMMITTED = Metric(
+    "cos_events_committed_total",
+    "counter",
+    ("module",),
+    "Events whose transaction committed, counted by the process that recorded them.",
+)
+PUBLISHED = Metric(
+    "cos_events_published_total",
+    "counter",
+    ("module",),
+    "Events that went out on the broker.",
+)
+CHANNEL_MISSED = Metric(
+    "cos_events_channel_missed_total",
+    "counter",
+    (),
+    "Events that went out on the broker while the live channel's Redis was away.",
+)
+DELIVERED = Metric(
+    "cos_events_delivered_total",
+    "counter",
+    ("module", "subscription"),
+    "Events that had their effect; a copy that runs nothing is not counted.",
+)
+RETRIED = Metric(
+    "cos_events_retried_total",
+    "counter",
+    ("module", "subscription"),
+    "Failed attempts that are followed by another one.",
+)
+DEAD = Metric(
+    "cos_events_dead_total",
+    "counter",
+    ("module", "subscription"),
+    "Events that became dead letters.",
+)
+UNUSABLE = Metric(
+    "cos_events_unusable_total",
+    "counter",
+    ("subscription",),
+    "Messages that are no event of this database; they became dead letters too.",
+)
+HELD = Metric(
+    "cos_events_held_total",
+    "counter",
+    ("module", "subscription"),
+    "Copies that were left to wait in PostgreSQL, since the queue was full or paused.",
+)
+PUBLISH_LATENCY = Metric(
+    "cos_events_publish_latency_seconds",
+    "histogram",
+    ("module",),
+    "Seconds from recording to publication.",
+)
+DELIVERY_LATENCY = Metric(
+    "cos_events_delivery_latency_seconds",
+    "histogram",
+    ("module", "subscription"),
+    "Seconds from recording to delivery, retries and waiting included.",
+)
+BREAKER_OPEN = Metric(
+    "cos_events_breaker_open",
+    "gauge",
+    ("breaker",),
+    "1 while calls to a server that failed are not made.",
+)
+BREAKER_OPENED = Metric(
+    "cos_events_breaker_opened_total",
+    "counter",
+    ("breaker",),
+    "Outages that a circuit breaker saw.",
+)
+UP = Metric(
+    "cos_events_up",
+    "gauge",
+    ("server",),
+    "Whether `postgresql` and the `broker` answered this scrape; what they know is absent if not.",
+)
+OUTBOX_ROWS = Metric(
+    "cos_events_outbox_rows",
+    "gauge",
+    (),
+    "Committed events that are not published yet.",
+)
+OUTBOX_OLDEST = Metric(
+    "cos_events_outbox_oldest_seconds",
+    "gauge",
+    (),
+    "Age of the oldest event that is not published yet; 0 if there is none.",
+)
+DELIVERIES = Metric(
+    "cos_events_deliveries",
+    "gauge",
+    ("subscription", "state"),
+    "Deliveries that are `held`, `retrying` or `dead` right now.",
+)
+LAG = Metric(
+    "cos_events_lag_events",
+    "gauge",
+    ("subscription",),
+    "Committed events that it is still to have; dead letters are not counted.",
+)
+LAG_SECONDS = Metric(
+    "cos_events_lag_seconds",
+    "gauge",
+    ("subscription",),
+    "Age of the oldest event that it is still to have; 0 if there is none.",
+)
+PAUSED = Metric(
+    "cos_events_paused",
+    "gauge",
+    ("subscription",),
+    "1 while its handler is not called, by a person or since what it needs is away.",
+)
+HOLDING = Metric(
+    "cos_events_holding",
+    "gauge",
+    ("subscription",),
+    "1 while its queue is full and new copies wait in PostgreSQL.",
+)
+QUEUE_DEPTH = Metric(
+    "cos_events_queue_depth",
+    "gauge",
+    ("queue",),
+    "Messages that wait on the broker, those in workers' hands not counted.",
+)
+
+METRICS = tuple(each for each in dict(globals()).values() if isinstance(each, Metric))
+"""All of them."""
+
+BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0),
+)
+"""Of the latency histograms, in seconds: from a quiet loopback to a broker that was away."""

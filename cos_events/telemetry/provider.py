@@ -1,0 +1,94 @@
+"""The tracer provider of the bus's own processes: Logfire's, or plain OpenTelemetry's."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cos_events.settings import get_settings
+from cos_events.telemetry.tracing import tracing
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def configure(role: str) -> None:
+    """Send this process's traces to whom the environment names; otherwise do nothing.
+
+    To Logfire with a `LOGFIRE_TOKEN`, or the credentials that its commands leave in `.logfire`.
+    To a collector, by OTLP over HTTP, with `OTEL_EXPORTER_OTLP_ENDPOINT` or
+    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. A tracer provider that the application has set stays.
+    Harmless a second time, and in a forked child, which goes on with its parent's.
+
+    Args:
+        role: what the process does, such as `worker`; the service is then `cos-events-worker`,
+            unless `OTEL_SERVICE_NAME` names it.
+    """
+    if tracing() or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return
+    service = os.environ.get("OTEL_SERVICE_NAME") or f"cos-events-{role}"
+    if _has_logfire_token() and find_spec("logfire"):
+        _use_logfire(service)
+    elif any(os.environ.get(name) for name in _ENDPOINTS) and _has_exporter():
+        _use_opentelemetry(service)
+
+
+def flush(timeout: float = 2.0) -> None:
+    """Send what waits to be sent, for at most `timeout` seconds: this process ends."""
+    if not tracing():
+        return
+    from opentelemetry import trace  # noqa: PLC0415 - an extra
+
+    provider: Any = trace.get_tracer_provider()
+    if hasattr(provider, "force_flush"):
+        provider.force_flush(int(timeout * 1000))
+
+
+def _has_logfire_token() -> bool:
+    folder = Path(os.environ.get("LOGFIRE_CREDENTIALS_DIR") or ".logfire")
+    return bool(os.environ.get("LOGFIRE_TOKEN")) or (folder / "logfire_credentials.json").exists()
+
+
+def _has_exporter() -> bool:
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _use_logfire(service: str) -> None:
+    import logfire  # noqa: PLC0415 - an extra
+
+    logfire.configure(
+        send_to_logfire="if-token-present",
+        service_name=service,
+        service_version=version("cos-events"),
+        environment=get_settings().environment,
+        console=False,
+        metrics=False,  # they are Prometheus's
+        inspect_arguments=False,
+        distributed_tracing=True,
+    )
+
+
+def _use_opentelemetry(service: str) -> None:
+    from opentelemetry import trace  # noqa: PLC0415 - an extra
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+        OTLPSpanExporter,
+    )
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    resource = Resource.create(
+        {
+            "service.name": service,
+            "service.version": version("cos-events"),
+            "deployment.environment.name": get_settings().environment,
+        }
+    )
+    provider = TracerProvider(resource=resource)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)

@@ -1,0 +1,41 @@
+"""What a worker of an installed application tells about itself, from its start to its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import signals
+
+from cos_events import telemetry
+from cos_events.consumer import DeliveryStep
+from cos_events.errors import CosEventsError
+from cos_events.settings import get_settings
+
+
+@signals.celeryd_init.connect
+def _answer_prometheus(instance: Any, **_: Any) -> None:
+    # Before anything is counted, and before the pool's children are forked.
+    listen = get_settings().metrics_listen
+    if not listen or DeliveryStep not in instance.app.steps["consumer"]:
+        return
+    from cos_events.metrics import serve  # noqa: PLC0415 - an extra, and rarely wanted
+
+    try:
+        serve(listen)
+    except CosEventsError as error:
+        # Celery logs what a receiver raises and starts the worker all the same.
+        raise SystemExit(f"cos-events: {error}") from error
+
+
+@signals.worker_init.connect
+def _trace(sender: Any, **_: Any) -> None:
+    # A pool's children go on with it: OpenTelemetry's exporters begin anew after a fork.
+    if DeliveryStep in sender.app.steps["consumer"]:
+        telemetry.configure("worker")
+
+
+@signals.worker_process_shutdown.connect
+@signals.worker_shutdown.connect
+def _flush(**_: Any) -> None:
+    # A pool's child ends without Python's exit handlers.
+    telemetry.flush()
