@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any
 
 try:
@@ -150,7 +149,7 @@ def start(
     parent = _w3c.extract({TRACEPARENT: traceparent}) if traceparent else context.get_current()
     orphan = not trace.get_current_span(parent).get_span_context().is_valid
     return _Traced(
-        _tracer(trace.get_tracer_provider()).start_span(
+        _tracer().start_span(
             f"{name.name} {subject}" if subject else name.name,
             parent,
             trace.SpanKind[name.kind.upper()],
@@ -229,10 +228,14 @@ def _within(spans: Sequence[Span]) -> Iterator[None]:
 
 if _INSTALLED:
     _w3c = TraceContextTextMapPropagator()
+    _known: tuple[trace.TracerProvider, trace.Tracer] | None = None
 
-    @lru_cache(maxsize=1)
-    def _tracer(provider: trace.TracerProvider) -> trace.Tracer:
-        return provider.get_tracer("cos_events")
+    def _tracer() -> trace.Tracer:
+        global _known  # noqa: PLW0603 - a provider costs more to ask than a span to begin
+        provider = trace.get_tracer_provider()
+        if _known is None or _known[0] is not provider:
+            _known = provider, provider.get_tracer("cos_events")
+        return _known[1]
 
     def _format(its: trace.SpanContext) -> str:
         return f"00-{its.trace_id:032x}-{its.span_id:016x}-{its.trace_flags:02x}"
