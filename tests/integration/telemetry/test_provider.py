@@ -20,13 +20,14 @@ from cos_events import telemetry
 from cos_events.telemetry import names, tracing
 telemetry.configure("worker")
 with telemetry.span(names.RECORD) as span:
-    if (child := os.fork()) == 0:
-        telemetry.configure("worker")
-        with telemetry.span(names.ATTEMPT, "in_a_child"):
-            pass
-        telemetry.flush()
-        os._exit(0)
-    os.waitpid(child, 0)
+    pass
+if (child := os.fork()) == 0:
+    telemetry.configure("worker")
+    with telemetry.span(names.ATTEMPT, "in_a_child", traceparent=span.traceparent):
+        pass
+    telemetry.flush()
+    os._exit(0)
+os.waitpid(child, 0)
 print(tracing.tracing(), span.traceparent)
 telemetry.flush()
 """
