@@ -115,7 +115,6 @@ class DeliveryRequest(Request):
     def _fail(self, error: Exception) -> None:
         task: Any = self.task
         raws = self.args[0]
-        # The child's own spans died with it.
         with telemetry.consuming(task.name, raws, self.request_dict):
             for raw in raws:
                 # What cannot be decoded is no attempt of the handler.

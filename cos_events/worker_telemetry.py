@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import signals
+from celery.concurrency.prefork import TaskPool as ProcessPool
 
 from cos_events import telemetry
 from cos_events.consumer import DeliveryStep
@@ -28,10 +29,18 @@ def _answer_prometheus(instance: Any, **_: Any) -> None:
 
 
 @signals.worker_init.connect
-def _trace(sender: Any, **_: Any) -> None:
-    # A pool's children go on with it: OpenTelemetry's exporters begin anew after a fork.
-    if DeliveryStep in sender.app.steps["consumer"]:
+def _trace_threads(sender: Any, **_: Any) -> None:
+    if DeliveryStep not in sender.app.steps["consumer"]:
+        return
+    if issubclass(sender.pool_cls, ProcessPool):
+        telemetry.load()
+        signals.worker_process_init.connect(_trace_child)
+    else:
         telemetry.configure("worker")
+
+
+def _trace_child(**_: Any) -> None:
+    telemetry.configure("worker")
 
 
 @signals.worker_process_shutdown.connect

@@ -5,7 +5,7 @@ Everything here is safe to call without the extras `telemetry` and `metrics`: it
 
 from cos_events.telemetry.counters import SHARED, count, observe, share_counts, show
 from cos_events.telemetry.in_hand import TRACEPARENTS, consuming, in_hand
-from cos_events.telemetry.provider import configure, flush
+from cos_events.telemetry.provider import configure, flush, load
 from cos_events.telemetry.requests import TraceRequests
 from cos_events.telemetry.sql import trace_statements
 from cos_events.telemetry.tracing import (
@@ -32,6 +32,7 @@ __all__ = [
     "flush",
     "fork",
     "in_hand",
+    "load",
     "observe",
     "share_counts",
     "show",

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cos_events.settings import get_settings
 from cos_events.telemetry.tracing import tracing
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_OTLP = "opentelemetry.exporter.otlp.proto.http"
 
 
 def configure(role: str) -> None:
     """Send this process's traces to whom the environment names; otherwise do nothing.
 
-    To Logfire with a `LOGFIRE_TOKEN`, or the credentials that its commands leave in `.logfire`.
-    To a collector, by OTLP over HTTP, with `OTEL_EXPORTER_OTLP_ENDPOINT` or
+    To Logfire with a `LOGFIRE_TOKEN`, or the credentials that its commands leave in `.logfire`. To
+    a collector, by OTLP over HTTP, with `OTEL_EXPORTER_OTLP_ENDPOINT` or
     `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. A tracer provider that the application has set stays.
-    Harmless a second time, and in a forked child, which goes on with its parent's.
+    Harmless a second time.
+
+    It starts threads, so call it after a fork, in the child, and not in a process that forks: a
+    lock that one of them holds just then would never be released in the child.
 
     Args:
         role: what the process does, such as `worker`; the service is then `cos-events-worker`,
             unless `OTEL_SERVICE_NAME` names it.
     """
-    if tracing() or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if tracing():
         return
     service = os.environ.get("OTEL_SERVICE_NAME") or f"cos-events-{role}"
-    if _has_logfire_token() and find_spec("logfire"):
-        _use_logfire(service)
-    elif any(os.environ.get(name) for name in _ENDPOINTS) and _has_exporter():
-        _use_opentelemetry(service)
+    match _whom():
+        case "logfire":
+            _use_logfire(service)
+        case "collector":
+            _use_opentelemetry(service)
+
+
+def load() -> None:
+    """Import what `configure` needs, in the parent: a pool's child has four seconds to start."""
+    match _whom():
+        case "logfire":
+            import_module("logfire")
+        case "collector":
+            import_module(f"{_OTLP}.trace_exporter")
 
 
 def flush(timeout: float = 2.0) -> None:
@@ -46,15 +61,22 @@ def flush(timeout: float = 2.0) -> None:
         provider.force_flush(int(timeout * 1000))
 
 
-def _has_logfire_token() -> bool:
+def _whom() -> Literal["logfire", "collector"] | None:
+    if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
     folder = Path(os.environ.get("LOGFIRE_CREDENTIALS_DIR") or ".logfire")
-    return bool(os.environ.get("LOGFIRE_TOKEN")) or (folder / "logfire_credentials.json").exists()
+    token = os.environ.get("LOGFIRE_TOKEN") or (folder / "logfire_credentials.json").exists()
+    if token and _is_installed("logfire"):
+        return "logfire"
+    if any(os.environ.get(name) for name in _ENDPOINTS) and _is_installed(_OTLP):
+        return "collector"
+    return None
 
 
-def _has_exporter() -> bool:
+def _is_installed(module: str) -> bool:
     try:
-        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
-    except ModuleNotFoundError:
+        return find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
         return False
 
 

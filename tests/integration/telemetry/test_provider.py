@@ -14,20 +14,22 @@ if TYPE_CHECKING:
     from conftest import Collector
 
 ROOT = Path(__file__).parents[3]
+CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SCRIPT = """
 import os, sys
 from cos_events import telemetry
 from cos_events.telemetry import names, tracing
-telemetry.configure("worker")
-with telemetry.span(names.RECORD) as span:
-    pass
+telemetry.load()
 if (child := os.fork()) == 0:
     telemetry.configure("worker")
-    with telemetry.span(names.ATTEMPT, "in_a_child", traceparent=span.traceparent):
+    with telemetry.span(names.ATTEMPT, "in_a_child", traceparent=sys.argv[1]):
         pass
     telemetry.flush()
     os._exit(0)
 os.waitpid(child, 0)
+telemetry.configure("worker")
+with telemetry.span(names.RECORD, traceparent=sys.argv[1]) as span:
+    pass
 print(tracing.tracing(), span.traceparent)
 telemetry.flush()
 """
@@ -37,7 +39,7 @@ NOBODY = ("LOGFIRE_TOKEN", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME")
 def run(tmp_path: Path, script: str = SCRIPT, **variables: str) -> list[str]:
     kept = {name: value for name, value in os.environ.items() if name not in NOBODY}
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", script, CALLER],
         capture_output=True,
         text=True,
         check=False,
@@ -59,13 +61,13 @@ def test_spans_go_where_the_environment_says_those_of_a_forked_child_too(
         to, service = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}, "cos-events-worker"
     assert run(tmp_path, **to)[0] == "True"
     assert {each.service for each in collector.spans()} == {service}
-    parent, child = collector.one("record"), collector.one("attempt in_a_child")
-    assert (child.trace_id, child.parent_id) == (parent.trace_id, parent.span_id)
+    for each in (collector.one("record"), collector.one("attempt in_a_child")):
+        assert [each.trace_id, each.parent_id] == CALLER.split("-")[1:3]
 
 
 def test_traces_that_are_switched_off_go_nowhere(collector: Collector, tmp_path: Path) -> None:
     to = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SDK_DISABLED": "true"}
-    assert run(tmp_path, **to) == ["False", "None"]
+    assert run(tmp_path, **to) == ["False", CALLER]
     assert collector.spans() == []
 
 
@@ -97,5 +99,5 @@ except Exception as error:
     print(error)
 """
     said = run(tmp_path, without + SCRIPT + more, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
-    assert said[:2] == ["False", "None"]
+    assert said[:2] == ["False", CALLER]
     assert " ".join(said[2:]) == "metrics need prometheus-client: pip install 'cos-events[metrics]'"
