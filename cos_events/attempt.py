@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from cos_events import telemetry
 from cos_events.envelope import Envelope
 from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
 from cos_events.store import deliveries
 from cos_events.store.engine import get_autocommit_engine, get_engine
+from cos_events.telemetry import names
 
 if TYPE_CHECKING:
     from cos_events.subscribers import Subscriber
@@ -45,17 +48,30 @@ def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> 
         with _unless_lost(), Session(get_engine()) as session, session.begin():
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
+            settled_at = monotonic()
             call(subscriber, [by_id[each] for each in ids if each in fresh], session=session)
+            rest = ids - fresh.keys()
             with ledger():
-                known = deliveries.due(session, name, ids - fresh, attempts) if fresh < ids else {}
-        return ids - fresh - known.keys()
+                known = deliveries.due(session, name, rest, attempts) if rest else {}
+        _count(name, by_id, fresh, monotonic() - settled_at)
+        return rest - known.keys()
     with ledger(), get_autocommit_engine().connect() as connection:
         due = deliveries.due(connection, name, ids, attempts)
     if to_run := [by_id[each] for each in ids if due.get(each)]:
         call(subscriber, to_run)
         with ledger(), get_autocommit_engine().connect() as connection:
-            deliveries.settle(connection, name, {e.base_log_id for e in to_run}, attempts)
+            had = {envelope.base_log_id for envelope in to_run}
+            _count(name, by_id, deliveries.settle(connection, name, had, attempts))
     return ids - due.keys()
+
+
+def _count(
+    name: str, by_id: Mapping[UUID, Envelope], ages: Mapping[UUID, float], since: float = 0.0
+) -> None:
+    for event_id, age in ages.items():
+        module = by_id[event_id].source_module
+        telemetry.count(names.DELIVERED, module, name)
+        telemetry.observe(names.DELIVERY_LATENCY, module, name, seconds=age + since)
 
 
 def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) -> None:

@@ -10,13 +10,14 @@ from uuid import UUID
 
 from celery.exceptions import Retry, WorkerLostError
 
-from cos_events import dead_letters, gate
+from cos_events import dead_letters, gate, telemetry
 from cos_events.attempt import LedgerAway, attempt
 from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail, wait_for_ledger
 from cos_events.retry import RetryAfter
 from cos_events.task_message import REDELIVERED
+from cos_events.telemetry import names
 
 if TYPE_CHECKING:
     from celery.app.task import Task
@@ -74,7 +75,8 @@ def _deliver_batch(
         if not gate.may_call(subscriber, batch):
             return True
         try:
-            strangers = attempt(subscriber, batch, retries)
+            with telemetry.span(names.ATTEMPT, task.name, {names.ATTEMPT_NUMBER: retries + 1}):
+                strangers = attempt(subscriber, batch, retries)
         except subscriber.pause_on as error:
             gate.outage(subscriber, batch, error)
             return True
@@ -103,7 +105,9 @@ def _deliver_one(
             lost = WorkerLostError("each worker that had this event was lost")
             return fail(task, subscriber, raw, retries, lost, deaths=deaths), lost
         try:
-            strangers = attempt(subscriber, [envelope], retries)
+            number, its = {names.ATTEMPT_NUMBER: retries + 1}, telemetry.in_hand(raw).traceparent
+            with telemetry.span(names.ATTEMPT, task.name, number, its):
+                strangers = attempt(subscriber, [envelope], retries)
         except subscriber.pause_on as error:
             gate.outage(subscriber, [envelope], error)
             return None, None

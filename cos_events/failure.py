@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Reject, WorkerLostError
 
-from cos_events import dead_letters, gate
+from cos_events import dead_letters, gate, telemetry
+from cos_events.broadcast.message import headers_of
 from cos_events.envelope import Envelope
 from cos_events.retry import Dead, RetryAfter
 from cos_events.settings import get_settings
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine, wait_at_most
+from cos_events.telemetry import names
 
 if TYPE_CHECKING:
     from celery.app.task import Task
@@ -57,6 +59,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         Reject: the broker did not take the copy.
     """
     envelope = Envelope.decode(raw)
+    telemetry.in_hand(raw).fail(error)
     try:
         if deaths is None:
             died = isinstance(error, WorkerLostError)
@@ -68,6 +71,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     if first_failed_at is None:
         return None
     if isinstance(outcome, RetryAfter):
+        telemetry.count(names.RETRIED, envelope.source_module, subscriber.name)
         if outcome.seconds <= LONGEST_ON_BROKER:
             _send_again(task, raw, outcome.seconds, retries + 1)
         return outcome
@@ -80,6 +84,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         attempts=retries + 1,
         first_failed_at=first_failed_at,
     )
+    telemetry.count(names.DEAD, envelope.source_module, subscriber.name)
     gate.ended(subscriber, [envelope])
     return None
 
@@ -94,6 +99,7 @@ def wait_for_ledger(
     """
     logger.warning("%s: PostgreSQL is away, its events wait: %s", task.name, away)
     for raw in raws:
+        telemetry.in_hand(raw).fail(away)
         _send_again(task, raw, LEDGER_AWAY_DELAY, retries)
     return RetryAfter(LEDGER_AWAY_DELAY)
 
@@ -134,18 +140,21 @@ def _note(  # noqa: PLR0913 - the columns of the row
 
 
 def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) -> None:
+    apply: Callable[..., Any] = task.apply_async
+    wait, its = {names.RETRY_AFTER: seconds}, telemetry.in_hand(raw).traceparent
     try:
-        apply: Callable[..., Any] = task.apply_async
-        apply(
-            args=([raw],),
-            retries=retries,
-            countdown=seconds,
-            queue=task.name,
-            serializer="json",
-            argsrepr="(<1 event>,)",
-            kwargsrepr="{}",
-            retry=False,
-            confirm_timeout=get_settings().wire_timeout,
-        )
+        with telemetry.span(names.RETRY, task.name, wait, its) as span:
+            apply(
+                args=([raw],),
+                retries=retries,
+                countdown=seconds,
+                queue=task.name,
+                serializer="json",
+                headers=headers_of(span.traceparent),
+                argsrepr="(<1 event>,)",
+                kwargsrepr="{}",
+                retry=False,
+                confirm_timeout=get_settings().wire_timeout,
+            )
     except Exception as error:
         raise Reject(error, requeue=True) from error

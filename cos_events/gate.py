@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
-from cos_events import dead_letters, pause
+from cos_events import dead_letters, pause, telemetry
 from cos_events.attempt import ledger
 from cos_events.envelope import Envelope
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine, wait_at_most
+from cos_events.telemetry import names
 
 if TYPE_CHECKING:
     from cos_events.subscribers import Subscriber
@@ -75,3 +76,5 @@ def count_death(subscriber: Subscriber, envelope: Envelope) -> int:
 def _hold(subscriber: Subscriber, envelopes: Collection[Envelope]) -> None:
     with get_engine().begin() as connection:
         deliveries.hold(connection, subscriber.name, [each.base_log_id for each in envelopes])
+    for each in envelopes:
+        telemetry.count(names.HELD, each.source_module, subscriber.name)

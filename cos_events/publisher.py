@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from celery import shared_task
 from sqlalchemy import Engine, func
 from sqlalchemy.exc import SQLAlchemyError
 
-from cos_events import broker
+from cos_events import broker, telemetry
 from cos_events.broadcast import Broadcaster, make_broadcaster
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
@@ -19,6 +20,9 @@ from cos_events.settings import get_settings
 from cos_events.store import held, outbox, subscriptions
 from cos_events.store.engine import get_engine
 from cos_events.store.models import OutboxRow
+from cos_events.store.outbox import Pending
+from cos_events.subscription import Recipient
+from cos_events.telemetry import names
 from cos_events.topology import PUBLISH_TASK
 
 logger = logging.getLogger(__name__)
@@ -62,16 +66,25 @@ class Publisher:
         self._hold_full_queues()
         with self._engine.begin() as connection:
             batch = outbox.claim(connection, limit, ids)
-            if batch:
+            if not batch:
+                return 0
+            with telemetry.fork(names.PUBLISH, "", [each.traceparent for each in batch]) as spans:
+                batch = [each.continuing(spans[each.traceparent].traceparent) for each in batch]
                 held.publishing(connection)
                 # Read each time: a copy would leave a new subscription's first events to the relay.
                 recipients = subscriptions.load(connection)
                 self._broadcaster.broadcast(batch, recipients)
                 self._room.spend(batch, recipients)
                 published = [pending.id for pending in batch]
-                if holding := [each.name for each in recipients if each.holding]:
-                    held.hold(connection, holding, OutboxRow.id == func.any(published))
-                outbox.mark_published(connection, published)
+                holding = [each for each in recipients if each.holding]
+                if holding:
+                    held.hold(
+                        connection,
+                        [each.name for each in holding],
+                        OutboxRow.id == func.any(published),
+                    )
+                ages = outbox.mark_published(connection, published)
+        _count(batch, ages, holding)
         return len(batch)
 
     def _hold_full_queues(self) -> None:
@@ -84,6 +97,19 @@ class Publisher:
             logger.warning("%s: its queue is full; more copies wait in PostgreSQL", name)
             with self._engine.begin() as connection:
                 held.begin_to_hold(connection, name)
+
+
+def _count(
+    batch: Sequence[Pending], ages: Iterable[tuple[str, float]], holding: Iterable[Recipient]
+) -> None:
+    kinds = Counter((each.source_module, each.event_type) for each in batch)
+    for (module, event_type), events in kinds.items():
+        telemetry.count(names.PUBLISHED, module, by=events)
+        for each in holding:
+            if each.wants(module, event_type):
+                telemetry.count(names.HELD, module, each.name, by=events)
+    for module, age in ages:
+        telemetry.observe(names.PUBLISH_LATENCY, module, seconds=age)
 
 
 def make_room() -> QueueRoom:

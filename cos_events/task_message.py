@@ -12,9 +12,6 @@ from typing import Any
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 """The third part of a body: `[args, kwargs, embed]`."""
 
-TRACEPARENT = "traceparent"
-"""The header with the W3C trace context of an event's recording."""
-
 REDELIVERED = "cos_events_redelivered"
 """The header of a copy that the bus sends again: an earlier one may have killed its worker."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import signals
+from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as ProcessPool
 
 from cos_events import telemetry
@@ -32,7 +33,7 @@ def _answer_prometheus(instance: Any, **_: Any) -> None:
 def _trace_threads(sender: Any, **_: Any) -> None:
     if DeliveryStep not in sender.app.steps["consumer"]:
         return
-    if issubclass(sender.pool_cls, ProcessPool):
+    if issubclass(get_implementation(sender.pool_cls), ProcessPool):
         telemetry.load()
         signals.worker_process_init.connect(_trace_child)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cos_events import broker
+from cos_events import broker, telemetry
 from cos_events.broadcast.channel import ChannelWire
 from cos_events.broadcast.contract import BrokerWire
 from cos_events.broadcast.rabbitmq import RabbitMQWire
@@ -12,6 +12,7 @@ from cos_events.broadcast.redis import RedisWire
 from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Recipient
+from cos_events.telemetry import names
 
 
 class Broadcaster:
@@ -31,8 +32,9 @@ class Broadcaster:
         Raises:
             BroadcastError: the broker did not take it; the channel then has not had it either.
         """
-        self._broker.send(batch, recipients)
-        self._channel.send(batch)
+        with telemetry.span(names.BROADCAST, attributes={names.COUNT: len(batch)}):
+            self._broker.send(batch, recipients)
+            self._channel.send(batch)
 
     def close(self) -> None:
         """Give both connections back."""

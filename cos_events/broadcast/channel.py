@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from redis import RedisError
 
+from cos_events import telemetry
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.pubsub.clients import make_client
 from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
+from cos_events.telemetry import names
 from cos_events.topology import channel_name
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class ChannelWire:
                 pipeline.execute()
         except (RedisError, CircuitOpen, OSError):
             self.missed += len(batch)
+            telemetry.count(names.CHANNEL_MISSED, by=len(batch))
 
     def close(self) -> None:
         """Give the connection back."""

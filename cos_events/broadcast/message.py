@@ -8,7 +8,8 @@ from typing import Any
 from kombu.utils.uuid import uuid
 
 from cos_events.broadcast.contract import Copy
-from cos_events.task_message import EMBED, REDELIVERED, TRACEPARENT, task_headers
+from cos_events.task_message import EMBED, REDELIVERED, task_headers
+from cos_events.telemetry import TRACEPARENT
 
 
 def headers_of(traceparent: str | None) -> dict[str, Any]:

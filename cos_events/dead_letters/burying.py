@@ -10,9 +10,11 @@ from celery import Celery
 from celery.exceptions import Reject
 from sqlalchemy.exc import DBAPIError
 
-from cos_events import broker
+from cos_events import broker, telemetry
+from cos_events.broadcast.message import headers_of
 from cos_events.envelope import format_timestamp
 from cos_events.settings import get_settings
+from cos_events.telemetry import names
 from cos_events.topology import dead_letter_queue
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
         "first_failed_at": format_timestamp(first_failed_at),
     }
     try:
-        _publish(app, subscription, raw.encode(), reason, headers)
+        _publish(app, subscription, raw, reason, headers)
     except Exception as away:  # noqa: BLE001 - any error of any broker
         logger.warning(
             "%s: a dead letter is in the ledger, but not on its queue: %s", subscription, away
@@ -71,19 +73,25 @@ def bury_unusable(app: Celery, subscription: str, raw: str, reason: str) -> None
         Reject: the broker did not take them; it keeps the original message.
     """
     logger.error("%s: a message for the dead letters: %s", subscription, reason)
+    telemetry.in_hand(raw).fail("unusable")
     try:
-        _publish(app, subscription, broker.bytes_of(raw), reason, {"attempts": 0})
+        _publish(app, subscription, raw, reason, {"attempts": 0})
     except Exception as away:
         raise Reject(away, requeue=True) from away
+    telemetry.count(names.UNUSABLE, subscription)
 
 
 def _publish(
-    app: Celery, subscription: str, body: bytes, reason: str, headers: dict[str, Any]
+    app: Celery, subscription: str, raw: str, reason: str, headers: dict[str, Any]
 ) -> None:
     queue = dead_letter_queue(subscription, rabbitmq=broker.on_rabbitmq())
-    with app.producer_pool.acquire(block=True, timeout=5) as producer:
+    why, its = {names.REASON: reason}, telemetry.in_hand(raw).traceparent
+    with (
+        telemetry.span(names.DEAD_LETTER, subscription, why, its) as span,
+        app.producer_pool.acquire(block=True, timeout=5) as producer,
+    ):
         producer.publish(
-            body,
+            broker.bytes_of(raw),
             exchange="",
             routing_key=queue.name,
             declare=[queue],
@@ -93,6 +101,7 @@ def _publish(
                 "subscription": subscription,
                 "reason": reason[:MAX_ERROR_LENGTH],
                 "died_at": format_timestamp(datetime.now(UTC)),
+                **headers_of(span.traceparent),
                 **headers,
             },
             retry=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
@@ -11,17 +11,22 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
+    Float,
     Integer,
+    Row,
     Table,
     Text,
     Uuid,
     and_,
     bindparam,
+    extract,
     func,
     literal,
+    literal_column,
     or_,
     select,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.orm import Session
 
@@ -47,6 +52,16 @@ def _may_run(attempts: ColumnElement[int]) -> ColumnElement[bool]:
     )
 
 
+_AGE = (
+    select(sql_cast(extract("epoch", func.clock_timestamp() - _OUTBOX.recorded_at), Float))
+    # As text: SQLAlchemy does not correlate a subquery with the table of an INSERT.
+    .where(_OUTBOX.id == literal_column("cos_events.delivery.outbox_id"))
+    .scalar_subquery()
+    .label("age")
+)
+"""Seconds since the event was recorded."""
+
+
 def _make_upsert() -> Executable:
     written = ("state", "attempts", "deaths", "error", "next_attempt_at")
     row = {
@@ -62,7 +77,7 @@ def _make_upsert() -> Executable:
         index_elements=["subscription", "event_id"],
         set_={**{name: statement.excluded[name] for name in written}, "updated_at": func.now()},
         where=_may_run(statement.excluded.attempts),
-    ).returning(_DELIVERY.event_id, _DELIVERY.created_at)
+    ).returning(_DELIVERY.event_id, _DELIVERY.created_at, _AGE)
 
 
 _UPSERT = _make_upsert()
@@ -86,14 +101,18 @@ _DUE = (
 
 def settle(
     executor: Executor, subscription: str, event_ids: Iterable[UUID], attempts: int
-) -> set[UUID]:
-    """Write that the subscription has had these events; returns those that it had not.
+) -> dict[UUID, float]:
+    """Write that the subscription has had these events.
 
     Committed with the handler's own work it makes the effect exactly once: a second copy waits
     here for the first one's transaction and then is not among the returned. Neither is an event
     that was never recorded in this database.
+
+    Returns:
+        Those that it had not had, each with the seconds since it was recorded.
     """
-    return set(_upsert(executor, subscription, event_ids, state="delivered", attempts=attempts))
+    rows = _upsert(executor, subscription, event_ids, state="delivered", attempts=attempts)
+    return {row.event_id: row.age for row in rows}
 
 
 def note_failure(  # noqa: PLR0913 - the columns of the row
@@ -122,22 +141,21 @@ def note_failure(  # noqa: PLR0913 - the columns of the row
         next_attempt_at=next_attempt_at,
         deaths=deaths,
     )
-    return written.get(event_id)
+    return next((row.created_at for row in written), None)
 
 
 def _upsert(
     executor: Executor, subscription: str, event_ids: Iterable[UUID], **values: Any
-) -> dict[UUID, datetime]:
+) -> Sequence[Row[Any]]:
     values = {"error": None, "next_attempt_at": None, "deaths": 0, **values}
-    rows = executor.execute(
+    return executor.execute(
         _UPSERT,
         {
             "for_subscription": subscription,
             "for_events": list(event_ids),
             **{f"new_{name}": value for name, value in values.items()},
         },
-    )
-    return {row.event_id: row.created_at for row in rows}
+    ).all()
 
 
 def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, Float, Row, cast, extract, func, select, update
 
 from cos_events.store.models import OutboxRow
 
@@ -19,6 +20,12 @@ class Pending:
     event_type: str
     envelope: str
     traceparent: str | None = None
+
+    def continuing(self, traceparent: str | None) -> Self:
+        """The same, with the trace context that goes on with it."""
+        if traceparent == self.traceparent:
+            return self
+        return replace(self, traceparent=traceparent)
 
 
 def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) -> list[Pending]:
@@ -47,10 +54,16 @@ def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) 
     return [Pending(*row) for row in connection.execute(statement)]
 
 
-def mark_published(connection: Connection, ids: Sequence[int]) -> None:
-    """Say of these rows that both wires had them."""
-    connection.execute(
+def mark_published(connection: Connection, ids: Sequence[int]) -> Sequence[Row[str, float]]:
+    """Say of these rows that both wires had them.
+
+    Returns:
+        For each its source module, and the seconds since it was recorded.
+    """
+    age = cast(extract("epoch", OutboxRow.published_at - OutboxRow.recorded_at), Float)
+    return connection.execute(
         update(OutboxRow)
         .where(OutboxRow.id == func.any(list(ids)))
         .values(published_at=func.clock_timestamp())
-    )
+        .returning(OutboxRow.source_module, age)
+    ).all()

@@ -27,6 +27,10 @@ TRACEPARENT = "traceparent"
 """The header with an event's W3C trace context."""
 
 
+MAX_FAILED = 10
+"""The most spans that are kept of a piece of work that failed for several traces."""
+
+
 def tracing() -> bool:
     """Whether this process traces."""
     return _INSTALLED and not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
@@ -185,7 +189,8 @@ def fork(
     """A span in each of these traces, for one piece of work that serves all of them.
 
     Within the `with` it is the current one if there is only one; otherwise what begins there stands
-    by itself, and links to all of them. An exception fails those that have not failed.
+    by itself, and links to all of them. An exception fails those that have not failed; they are
+    kept if they are few: a broker that is away refuses the same hundreds each second.
 
     Args:
         name: which of the table's.
@@ -201,13 +206,13 @@ def fork(
         with _within(list(spans.values())):
             yield spans
     except BaseException as error:
-        for each in spans.values():
+        for each in list(spans.values())[:MAX_FAILED]:
             if not each.failed:
                 each.fail(error)
-        raise
-    finally:
-        for each in spans.values():
             each.end()
+        raise
+    for each in spans.values():
+        each.end()
 
 
 @contextmanager

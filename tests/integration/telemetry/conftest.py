@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gzip
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -34,6 +34,7 @@ class Traced:
     begun: int
     attributes: dict[str, Any]
     failed: bool
+    sql: bool
     everything: str
 
     @property
@@ -62,14 +63,17 @@ class Traces:
         (found,) = self.spans(name)
         return found
 
-    def tree(self, trace_id: str | None = None, *, sql: bool = False) -> str:
-        """One trace, or all, a line a span."""
-        wanted = [
-            span
-            for span in self.spans()
-            if trace_id in (None, span.trace_id) and (sql or "server" not in span.attributes)
-        ]
-        return "\n".join(_lines(wanted, "", ""))
+    def tree(self, called: Mapping[str, str] | None = None) -> str:
+        """All traces, a line a span, brothers by name; without SQL.
+
+        Args:
+            called: by what to replace the names of subscriptions.
+        """
+        spans = [span for span in self.spans() if not span.sql]
+        for name, other in (called or {}).items():
+            spans = [replace(span, name=span.name.replace(name, other)) for span in spans]
+        spans.sort(key=lambda each: each.name)
+        return "".join(_lines(spans, "", ""))
 
 
 def decoded(request: ExportTraceServiceRequest) -> Iterator[Traced]:
@@ -88,6 +92,7 @@ def decoded(request: ExportTraceServiceRequest) -> Iterator[Traced]:
                     begun=span.start_time_unix_nano,
                     attributes=_values(span.attributes),
                     failed=span.status.code == 2,
+                    sql=span.kind == span.SPAN_KIND_CLIENT,
                     everything=str(span),
                 )
 
@@ -107,7 +112,7 @@ def _lines(spans: Sequence[Traced], parent: str, indent: str) -> Iterator[str]:
     known = {span.span_id for span in spans}
     for span in spans:
         if (span.parent_id if span.parent_id in known else "") == parent:
-            yield f"{indent}{span.name}{': ' if span.told else ''}{span.told}"
+            yield f"{indent}{span.name}{': ' if span.told else ''}{span.told}\n"
             yield from _lines(spans, span.span_id, indent + "  ")
 
 
