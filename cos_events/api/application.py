@@ -9,7 +9,8 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from cos_events.api import debug, health
+from cos_events import telemetry
+from cos_events.api import debug, health, metrics
 from cos_events.api.recent import RecentMessages
 from cos_events.api.request_id import RequestIdMiddleware
 from cos_events.errors import CosEventsError, InvalidPayload
@@ -34,9 +35,12 @@ def create_app() -> FastAPI:
     app.state.recent = RecentMessages()
     app.include_router(health.router)
     app.include_router(debug.router)
+    app.include_router(metrics.router)
     app.add_exception_handler(InvalidPayload, _bad_input)
     app.add_exception_handler(CosEventsError, _unavailable)
     app.add_middleware(RequestIdMiddleware)
+    # The last one added is the outermost: the span holds all of the request.
+    app.add_middleware(telemetry.TraceRequests)
     return app
 
 

@@ -28,9 +28,12 @@ def command(host: str | None, port: int | None) -> None:
     POST /debug/test-log               write a record and see it travel
     GET  /debug/redis-health           the live feed's Redis
     GET  /debug/messages               what passed
+    GET  /metrics                      for Prometheus
 
-    /debug is open on this machine in development; elsewhere only with COS_EVENTS_DEBUG_TOKEN.
+    /debug and /metrics are open on this machine in development; elsewhere only with
+    COS_EVENTS_DEBUG_TOKEN.
     """
+    from cos_events import telemetry
     from cos_events.cli.worker import PARENT, end_with
     from cos_events.context import RequestIdFilter
     from cos_events.errors import CosEventsError
@@ -48,6 +51,7 @@ def command(host: str | None, port: int | None) -> None:
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[handler])
+    telemetry.configure("api")
     settings = get_settings()
     uvicorn.run(
         create_app(),
