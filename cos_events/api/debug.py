@@ -85,7 +85,13 @@ def _recent(request: Request) -> RecentMessages:
 Recent = Annotated[RecentMessages, Depends(_recent)]
 
 
-@router.post("/test-log", responses={503: {"description": "PostgreSQL cannot be used."}})
+@router.post(
+    "/test-log",
+    responses={
+        400: {"description": "The body cannot be read."},
+        503: {"description": "PostgreSQL cannot be used."},
+    },
+)
 async def write_test_log(recent: Recent, body: TestLog | None = None) -> TestLogResult:
     """Write an L1 record, and say whether it was seen on the channel.
 
