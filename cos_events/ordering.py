@@ -43,7 +43,8 @@ class Order:
         except CosEventsError:
             return ""
         except Exception:  # the function is the subscriber's own
-            logger.exception("%s: order_by failed; %s has no order", self._name, envelope)
+            event_id = envelope.base_log_id
+            logger.exception("%s: order_by failed; event %s has no order", self._name, event_id)
             key = None
         return str(envelope.base_log_id if key is None or key == "" else key)
 

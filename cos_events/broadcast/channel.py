@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from redis import RedisError
@@ -14,8 +13,6 @@ from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
 from cos_events.telemetry import names
 from cos_events.topology import channel_name
-
-logger = logging.getLogger(__name__)
 
 
 class ChannelWire:

@@ -1,28 +1,6 @@
 """Every name under which the bus tells what it does: spans, their attributes, metrics, loggers.
 
-Spans, in the order of an event's way. Each is a child of the one before it on that event's way; one
-that serves events of several traces stands by itself and links to them.
-
-| span | kind | where | what it times |
-| --- | --- | --- | --- |
-| `<METHOD> <route>` | server | API | an HTTP request |
-| `record` | internal | `cos-events record` | one batch of lines, which is one transaction |
-| `commit` | internal | application | from the first event recorded in a transaction to its end |
-| `publish` | producer | publisher | a claimed batch's events of one trace, until they are marked |
-| `broadcast` | producer | publisher | a batch onto the broker and the channel |
-| `consume <subscription>` | consumer | worker | one delivery: decoding, attempts, what follows |
-| `attempt <subscription>` | internal | worker | one call of the handler, with its delivery rows |
-| `retry <subscription>` | producer | worker | sending the copy that runs next; its parent failed |
-| `dead letter <subscription>` | producer | worker | putting it onto the dead-letter queue |
-| SQL's verb and its first table | client | all | a statement within one of these spans |
-
-A failure has the span status `error` and `error.type`; its text, which may quote an event's
-content, only with `COS_EVENTS_TRACE_CONTENT`. Attributes are the constants below.
-
-Metrics are the objects below. Counters, histograms and the breakers' gauge are of the process where
-it happens; the other gauges are read from PostgreSQL and the broker when somebody asks.
-
-Loggers are named after the modules; `LOGGERS` says which speak of what.
+`docs/telemetry.md` shows them as tables; a test compares it with this file.
 """
 
 from __future__ import annotations
@@ -42,13 +20,21 @@ class SpanName:
 
 
 RECORD = SpanName("record", "internal")
+"""One batch of `cos-events record`, which is one transaction."""
 COMMIT = SpanName("commit", "internal")
+"""From the first event recorded in a transaction to its end."""
 PUBLISH = SpanName("publish", "producer")
+"""From the claim of a batch until it is marked; one in each trace."""
 BROADCAST = SpanName("broadcast", "producer")
+"""A batch onto the broker and the channel."""
 CONSUME = SpanName("consume", "consumer")
+"""One delivery of a subscription: decoding, attempts, what follows; one in each trace."""
 ATTEMPT = SpanName("attempt", "internal")
+"""One call of a subscription's handler, with its delivery rows."""
 RETRY = SpanName("retry", "producer")
+"""Sending the copy that runs next."""
 DEAD_LETTER = SpanName("dead letter", "producer")
+"""Putting an envelope onto the dead-letter queue."""
 
 OUTCOME = "cos_events.outcome"
 """Of a commit `committed`, `rolled back` or `joined` (to a transaction outside, which decides); of
@@ -216,6 +202,30 @@ QUEUE_DEPTH = Metric(
 
 METRICS = tuple(each for each in dict(globals()).values() if isinstance(each, Metric))
 """All of them."""
+
+LOGGERS = {
+    "cos_events.broadcast.bindings": "a queue on RabbitMQ that somebody made otherwise",
+    "cos_events.broker": "that the broker did not say how much waits",
+    "cos_events.capture": "committed events whose wake-up failed, left to the relay",
+    "cos_events.circuit_breaker": "each outage of a server, when it begins and when it ends",
+    "cos_events.dead_letters.burying": "messages that nobody can deliver, and why",
+    "cos_events.dead_letters.on_broker": "copies that may have stayed on a dead-letter queue",
+    "cos_events.delivery": "a batch whose messages are tried singly, since it failed",
+    "cos_events.dispatcher": "wake-ups that were not sent",
+    "cos_events.embedded.lifetime": "private servers that others had left behind",
+    "cos_events.failure": "deliveries that wait, since PostgreSQL is away",
+    "cos_events.feeder": "a subscription whose copies go to its queue again",
+    "cos_events.retention": "events that everybody has had are dropped",
+    "cos_events.metrics": "that PostgreSQL could not be read for a scrape",
+    "cos_events.ordering": "events that cannot be put in order",
+    "cos_events.pause": "a subscription that pauses, and that goes on",
+    "cos_events.publisher": "a queue that is full; a batch that waits",
+    "cos_events.pubsub.messages": "bytes on a channel that are no message",
+    "cos_events.pubsub.subscribe": "what a listener may have missed while Redis was away",
+    "cos_events.relay": "events that had got lost and are sent again",
+    "cos_events.telemetry.counters": "a metric that cannot be counted",
+}
+"""Each module that logs, and of what."""
 
 BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),

@@ -200,6 +200,9 @@ def fork(
     Yields:
         The span by trace context.
     """
+    if not tracing():
+        yield {each: Span(each) for each in traceparents}
+        return
     counts = Counter(traceparents)
     spans = {each: start(name, subject, {COUNT: n}, each) for each, n in counts.items()}
     try:
@@ -221,11 +224,9 @@ def _within(spans: Sequence[Span]) -> Iterator[None]:
         with spans[0].current():
             yield
         return
-    traced = [each for each in spans if isinstance(each, _Traced)]
-    nowhere = trace.use_span(trace.INVALID_SPAN) if traced else nullcontext()
-    merged = _merged.set(traced)
+    merged = _merged.set([each for each in spans if isinstance(each, _Traced)])
     try:
-        with nowhere:
+        with trace.use_span(trace.INVALID_SPAN):
             yield
     finally:
         _merged.reset(merged)

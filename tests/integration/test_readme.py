@@ -71,7 +71,7 @@ def test_every_setting_stands_in_the_documentation_with_its_default() -> None:
     }
     assert table.keys() == settings.keys()
     defaults = {
-        name: str(default).lower() if isinstance(default, bool) else str(default)
+        name: str(default).lower() if isinstance(default, bool | None) else str(default)
         for name, default in settings.items()
         if name != "BROKER_URL"
     }
