@@ -151,7 +151,8 @@ def get_settings() -> Settings:
 
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0]).upper()
-    return f"{name}={mask(str(problem['input']))!r}: {problem['msg'].removeprefix('Value error, ')}"
+    shown = "***" if name.endswith("_TOKEN") else mask(str(problem["input"]))
+    return f"{name}={shown!r}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 @dataclass(frozen=True, slots=True)

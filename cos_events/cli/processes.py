@@ -31,12 +31,14 @@ class WorkerProcess:
         log: what it prints.
         process: the program.
         ready: what its log holds once it is ready.
+        begins: where in the log this run begins; what stands before is an earlier one's.
     """
 
     node: str
     log: Path
     process: subprocess.Popen[bytes]
     ready: bytes = b" ready."
+    begins: int = 0
 
     def stop(self) -> None:
         """Let it finish what it has in hand, for a bounded time; then end it and its children."""
@@ -104,6 +106,7 @@ def check_alive(started: Sequence[WorkerProcess]) -> None:
 
 def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
     with log.open("ab") as output:
+        begins = output.tell()
         process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-m", "cos_events", *args],
             stdout=output,
@@ -112,7 +115,7 @@ def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
             start_new_session=True,
             env={**os.environ, PARENT: str(os.getpid())},
         )
-    return WorkerProcess(name, log, process)
+    return WorkerProcess(name, log, process, begins=begins)
 
 
 def _wait_until_ready(started: Sequence[WorkerProcess]) -> None:
@@ -120,7 +123,9 @@ def _wait_until_ready(started: Sequence[WorkerProcess]) -> None:
     waiting = list(started)
     while waiting:
         check_alive(waiting)
-        waiting = [each for each in waiting if each.ready not in each.log.read_bytes()]
+        waiting = [
+            each for each in waiting if each.ready not in each.log.read_bytes()[each.begins :]
+        ]
         if waiting and time.monotonic() > deadline:
             raise CosEventsError(
                 f"{waiting[0].node} was not ready after {START_TIMEOUT:.0f} s; "

@@ -191,3 +191,10 @@ def test_what_is_no_duration_of_a_minute_or_more_is_refused(
     environment(COS_EVENTS_RETAIN_FOR=text)
     with pytest.raises(ConfigurationError, match="must be a duration of a minute or more"):
         get_settings()
+
+
+def test_a_token_that_is_too_short_is_not_shown(environment: Callable[..., None]) -> None:
+    environment(COS_EVENTS_DEBUG_TOKEN="hunter2")
+    with pytest.raises(ConfigurationError, match="COS_EVENTS_DEBUG_TOKEN='\\*\\*\\*'") as error:
+        get_settings()
+    assert "hunter2" not in str(error.value)
