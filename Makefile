@@ -12,7 +12,7 @@ ARGS ?=
 
 .PHONY: help
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(STAMP) ## Watch events travel, on servers of its own (ARGS="--events 2000 …")
@@ -38,6 +38,14 @@ types: $(STAMP) ## Types (mypy --strict)
 .PHONY: security
 security: $(STAMP) ## Security scan (bandit)
 	$(BIN)/bandit -q -r cos_events workers celeryconfig.py -c pyproject.toml
+
+.PHONY: dist-check
+dist-check: $(STAMP) ## Build wheel and sdist, install them elsewhere, run the demo from there
+	$(BIN)/python ops/dist_check.py
+
+.PHONY: compose-smoke
+compose-smoke: ## Bring docker-compose.yml up, put rows through it, take it down (needs Docker)
+	ops/compose-smoke.sh
 
 .PHONY: constraints
 constraints: $(STAMP) ## Resolve all versions anew into constraints.txt (needs uv)

@@ -72,6 +72,15 @@ def _seconds(value: object) -> object:
     return duration.total_seconds()
 
 
+def _basic_auth(value: SecretStr) -> SecretStr:
+    for credentials in value.get_secret_value().split(","):
+        user, _, password = credentials.partition(":")
+        if not user or len(password) < 8:
+            raise ValueError("must be user:password, the password of 8 characters or more")
+    return value
+
+
+BasicAuth = Annotated[SecretStr, AfterValidator(_basic_auth)]
 Retained = Annotated[float | None, BeforeValidator(_seconds)]
 Listen = Annotated[str, AfterValidator(_host_and_port)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
@@ -122,6 +131,12 @@ class Settings(BaseSettings):
         default=None, min_length=16, alias="COS_EVENTS_DEBUG_TOKEN"
     )
     """Opens `/debug` and `/metrics` to whoever sends it as a bearer token."""
+    flower_address: str = "127.0.0.1"
+    """Where Flower listens; this and the next two are variables of Flower's own."""
+    flower_port: int = Field(default=5555, ge=0, le=65_535)
+    """On which port; 0 for a free one."""
+    flower_basic_auth: BasicAuth | None = None
+    """Who may see Flower, as `user:password`; several with commas between them."""
     redis_max_connections: int = Field(default=20, ge=1, le=10_000)
     """The most connections in the pool of `get_redis_client()`."""
     redis_socket_connect_timeout: Seconds = 5.0
@@ -151,8 +166,11 @@ def get_settings() -> Settings:
 
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0]).upper()
-    shown = "***" if name.endswith("_TOKEN") else mask(str(problem["input"]))
-    return f"{name}={shown!r}: {problem['msg'].removeprefix('Value error, ')}"
+    value = "***" if name in _SECRETS else mask(str(problem["input"]))
+    return f"{name}={value!r}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+_SECRETS = {"COS_EVENTS_DEBUG_TOKEN", "FLOWER_BASIC_AUTH"}
 
 
 @dataclass(frozen=True, slots=True)

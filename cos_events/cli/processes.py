@@ -31,14 +31,18 @@ class WorkerProcess:
         log: what it prints.
         process: the program.
         ready: what its log holds once it is ready.
-        begins: where in the log this run begins; what stands before is an earlier one's.
+        since: where its part of the log begins, in bytes; before it is that of earlier runs.
     """
 
     node: str
     log: Path
     process: subprocess.Popen[bytes]
     ready: bytes = b" ready."
-    begins: int = 0
+    since: int = 0
+
+    def is_ready(self) -> bool:
+        """Whether its log says so."""
+        return self.ready in self.log.read_bytes()[self.since :]
 
     def stop(self) -> None:
         """Let it finish what it has in hand, for a bounded time; then end it and its children."""
@@ -80,14 +84,18 @@ def workers(
 
 
 @contextmanager
-def api(folder: Path) -> Iterator[WorkerProcess]:
-    """Run the HTTP API while the body runs, as `workers` runs workers.
+def program(name: str, folder: Path, ready: bytes) -> Iterator[WorkerProcess]:
+    """Run `cos-events NAME` while the body runs, as `workers` runs workers.
+
+    Args:
+        name: of the command.
+        folder: for its log.
+        ready: what its log holds once it is ready.
 
     Raises:
         CosEventsError: it ended, or was not ready in time; with the end of its log.
     """
-    started = _start("api", ["api"], folder / "api.log")
-    started = replace(started, ready=b"startup complete")
+    started = replace(_start(name, [name], folder / f"{name}.log"), ready=ready)
     try:
         _wait_until_ready([started])
         yield started
@@ -106,7 +114,7 @@ def check_alive(started: Sequence[WorkerProcess]) -> None:
 
 def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
     with log.open("ab") as output:
-        begins = output.tell()
+        since = output.tell()
         process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-m", "cos_events", *args],
             stdout=output,
@@ -115,7 +123,7 @@ def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
             start_new_session=True,
             env={**os.environ, PARENT: str(os.getpid())},
         )
-    return WorkerProcess(name, log, process, begins=begins)
+    return WorkerProcess(name, log, process, since=since)
 
 
 def _wait_until_ready(started: Sequence[WorkerProcess]) -> None:
@@ -123,9 +131,7 @@ def _wait_until_ready(started: Sequence[WorkerProcess]) -> None:
     waiting = list(started)
     while waiting:
         check_alive(waiting)
-        waiting = [
-            each for each in waiting if each.ready not in each.log.read_bytes()[each.begins :]
-        ]
+        waiting = [each for each in waiting if not each.is_ready()]
         if waiting and time.monotonic() > deadline:
             raise CosEventsError(
                 f"{waiting[0].node} was not ready after {START_TIMEOUT:.0f} s; "

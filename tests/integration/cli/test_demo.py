@@ -196,11 +196,16 @@ def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
     run_program: Callable[..., subprocess.CompletedProcess[str]],
     eventually: Callable[..., None],
 ) -> None:
-    here = NO_SERVERS | {"COS_EVENTS_HOME": str(place / "home")}
+    ports = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
+    here = NO_SERVERS | ports | {"COS_EVENTS_HOME": str(place / "home")}
     log, worker_log = place / "up.log", place / "worker.log"
     up = program("up", log=log, **here)
     eventually(lambda: "\nready; " in log.read_text() or up.poll() is not None, 60)
     assert ":***@" in log.read_text()
+    secret = place / "home" / "flower.password"
+    assert f"user cos, password in {secret}\n" in log.read_text()
+    assert secret.read_text().strip() not in log.read_text()
+    assert secret.stat().st_mode & 0o777 == 0o600
     worker = program("worker", "subscriber", "activity", "-c", 1, log=worker_log, **here)
 
     data = {"level": "INFO", "component": "tests", "message": "hello"}
