@@ -32,14 +32,6 @@ $compose config -q
 ${SMOKE_BUILD:-$compose build}
 $compose up -d
 
-echo "--- three rows of L1, committed"
-for number in 1 2 3; do
-  printf '{"event_type": "event_log", "data": {"level": "INFO", "component": "smoke", "message": "row %s"}}\n' $number
-done | $compose exec -T subscribers cos-events record -
-echo "--- what became of them"
-$compose exec -T subscribers cos-events verify --wait 60
-$compose exec -T subscribers cos-events status
-
 echo "--- every service is healthy"
 for _ in $(seq 90); do
   waiting=$($compose ps -q | xargs docker inspect \
@@ -49,6 +41,18 @@ for _ in $(seq 90); do
 done
 $compose ps
 [ -z "${waiting//[$'\n ']/}" ] || { echo "not healthy: $waiting"; exit 1; }
+
+echo "--- three rows of L1, committed"
+for number in 1 2 3; do
+  printf '{"event_type": "event_log", "data": {"level": "INFO", "component": "smoke", "message": "row %s"}}\n' $number
+done | $compose exec -T subscribers cos-events record -
+echo "--- what became of them"
+$compose exec -T subscribers cos-events verify --wait 60
+$compose exec -T subscribers cos-events verify --json | python3 -c '
+import json, sys
+had = {each["subscription"]: each["delivered"] for each in json.load(sys.stdin)["subscriptions"]}
+sys.exit(had != {"activity": 3, "graph_staging": 3} and f"delivered: {had}")'
+$compose exec -T subscribers cos-events status
 
 api=http://127.0.0.1:${API_PORT:-8000} flower=http://127.0.0.1:${FLOWER_PORT:-5555}
 [ "$(code "$api/health/ready")" = 200 ]
