@@ -1,13 +1,18 @@
-"""Keeps a Redis broker's garbage from stopping a worker.
+"""Keeps a Redis broker's garbage, and its going away, from stopping a worker.
 
 Kombu's Redis transport reads a queue's item as its own JSON wrapper and raises in the middle of the
 worker's loop if it is not: the worker ends, and the item is gone. Anybody who can push to the list
 can do that. Here, such an item is wrapped before Kombu looks at it, so that it arrives as a message
 with these bytes, and ends among the dead letters.
 
+When the connection is lost, closing a channel gives its messages back, over a new connection. If
+the transport has been closed by then, Kombu raises an AttributeError, which Celery's worker takes
+for a fault of its own: it ends. Here, that is a lost connection, as it is.
+
 Private of Kombu is what this stands on: its `_brpop_read` calls
-`Channel.client.parse_response(connection, "BRPOP")`, and `Channel.sep` parts a queue's name from a
-priority in a key. A test pushes garbage and fails when that moves.
+`Channel.client.parse_response(connection, "BRPOP")`, `Channel.sep` parts a queue's name from a
+priority in a key, and `Channel._connparams` says where to connect. Tests push garbage, and lose a
+connection, and fail when that moves.
 """
 
 from __future__ import annotations
@@ -18,10 +23,27 @@ import json
 from typing import Any
 
 from kombu.utils.uuid import uuid
+from redis import ConnectionError as RedisConnectionError
 
 
 def guard(channel: Any) -> None:
-    """Let this channel of Kombu's Redis transport receive garbage as ordinary messages."""
+    """Let this channel of Kombu's Redis transport outlive garbage, and a lost connection."""
+    _receive_garbage(channel)
+    _close_without_connection(channel)
+
+
+def _close_without_connection(channel: Any) -> None:
+    connection_parameters = channel._connparams  # noqa: SLF001 - see above
+
+    def parameters(*args: Any, **options: Any) -> Any:
+        if getattr(channel.connection, "client", None) is None:
+            raise RedisConnectionError("the connection to the broker is closed")
+        return connection_parameters(*args, **options)
+
+    channel._connparams = parameters  # noqa: SLF001
+
+
+def _receive_garbage(channel: Any) -> None:
     client = channel.client
     parse_response = client.parse_response
 
