@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import click
 
+from cos_events.cli.interrupt import cleaning_up
 from cos_events.cli.servers import available
 
 
@@ -41,32 +39,10 @@ def command(broker_url: str | None, source: Path | None, events: int) -> None:
 
     if source:
         require_enough(source)
-    # A stop by the system must clean up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="cos-events-demo-") as folder,
-            available(None, broker_url) as which,
-        ):
-            os.environ[FOLDER] = folder
-            raise SystemExit(Story(Path(folder), which, source, events).tell())
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _interrupt(*_: object) -> None:
-    """Raise KeyboardInterrupt, again and again until the cleaning up is under way.
-
-    One that is raised within a destructor or an import may be swallowed there, and one that is
-    raised while cleaning up would cut that short.
-    """
-    under_way = sys.exc_info()[1]
-    while under_way is not None:
-        if isinstance(under_way, KeyboardInterrupt):
-            return
-        under_way = under_way.__context__
-    again = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    again.daemon = True
-    again.start()
-    raise KeyboardInterrupt
+    with (
+        cleaning_up(),
+        tempfile.TemporaryDirectory(prefix="cos-events-demo-") as folder,
+        available(None, broker_url) as which,
+    ):
+        os.environ[FOLDER] = folder
+        raise SystemExit(Story(Path(folder), which, source, events).tell())

@@ -1,0 +1,38 @@
+"""Ctrl-C, and a stop by the system, for commands that must clean up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the body by a KeyboardInterrupt; afterwards neither disturbs."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _interrupt(*_: object) -> None:
+    """Raise KeyboardInterrupt, again and again until the cleaning up is under way.
+
+    One that is raised within a destructor or an import may be swallowed there, and one that is
+    raised while cleaning up would cut that short.
+    """
+    under_way = sys.exc_info()[1]
+    while under_way is not None:
+        if isinstance(under_way, KeyboardInterrupt):
+            return
+        under_way = under_way.__context__
+    again = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
+    raise KeyboardInterrupt
