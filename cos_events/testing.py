@@ -1,0 +1,210 @@
+"""For your own tests: your subscribers, on private servers, while everything around them breaks.
+
+A pytest plugin with one fixture, `event_bus`; switch it on in your `conftest.py` by
+`pytest_plugins = ["cos_events.testing"]`. Needs pytest and the extra `embedded`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from cos_events import dispatcher, record_event
+from cos_events.errors import CosEventsError
+from cos_events.faults.bench import Bench
+from cos_events.faults.folder import own_folder
+from cos_events.faults.kill_points import KILL_POINTS, Scope
+from cos_events.faults.processes import Process
+from cos_events.faults.wire import Wire
+from cos_events.ledger import Account, verify
+from cos_events.settings import get_settings
+from cos_events.store import engine as store_engine
+
+__all__ = ["EventBus", "Unsettled", "event_bus"]
+
+FIRST_WAIT = 60.0
+"""Seconds that `EventBus.wait` and `EventBus.kill_at` wait unless told otherwise."""
+
+
+class Unsettled(CosEventsError):
+    """Something was not delivered in time; the text says what, and how far each subscription is."""
+
+
+class EventBus:
+    """A bus of the test's own: servers, and workers of your Celery application.
+
+    Attributes:
+        engine: on its database, which has the bus's tables; make your own beside them.
+        redis: the server of the live channels.
+        broker: the server of the queues.
+
+    Both servers can be `frozen()`, `down()`, `cut()`, `dropping(…)` and `delayed(…)` for the time
+    of a `with`, and `reset()` and emptied by `empty()`.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self.engine: Engine = bench.engine
+        self.redis: Wire = bench.redis
+        self.broker: Wire = bench.broker
+        self._bench = bench
+
+    def start(
+        self,
+        app: str,
+        subscriptions: Sequence[str],
+        *,
+        publishers: int = 1,
+        subscribers: int = 1,
+    ) -> None:
+        """Start workers, and wait until they are ready.
+
+        What dies is started again while the bus is waited for, as a supervisor would.
+
+        Args:
+            app: the Celery application, as Celery's own `-A`; it reads `BROKER_URL`.
+            subscriptions: those that the subscribers' workers run.
+            publishers: how many workers publish: `publisher-1`, …
+            subscribers: how many workers handle: `subscriber-1`, …, with two processes each.
+
+        Raises:
+            CosEventsError: one did not become ready; with the end of its log.
+        """
+        started = [
+            self._bench.start_publisher(f"publisher-{number + 1}", app)
+            for number in range(publishers)
+        ] + [
+            self._bench.start_subscriber(f"subscriber-{number + 1}", app, subscriptions)
+            for number in range(subscribers)
+        ]
+        for each in started:
+            each.await_ready()
+
+    def session(self) -> Session:
+        """A new session on the database, for `with`."""
+        return Session(self.engine)
+
+    def record(self, event_type: str, data: Mapping[str, Any], **fields: Any) -> UUID:
+        """Record an event in a transaction of its own and commit it; see `record_event`."""
+        with self.session() as session:
+            event_id = record_event(session, event_type, data, **fields)
+            session.commit()
+        return event_id
+
+    def kill(self, name: str) -> None:
+        """End a worker by SIGKILL; its pool is left to find that out."""
+        self._worker(name).kill()
+
+    def kill_child(self, name: str) -> None:
+        """End the oldest process of a subscriber's pool by SIGKILL."""
+        os.kill(self._worker(name).children()[0], signal.SIGKILL)
+
+    def kill_at(self, point: str, scope: Scope = "process") -> None:
+        """Have the next worker that comes to a point of an event's way die there.
+
+        Args:
+            point: one of `cos_events.faults.kill_points.KILL_POINTS`, such as
+                `subscriber.after_handler`.
+            scope: `process`, or `group` for the worker with all of its pool.
+        """
+        if point not in KILL_POINTS:
+            raise CosEventsError(
+                f"there is no kill point {point!r}; there are: {', '.join(KILL_POINTS)}"
+            )
+        self._bench.trigger.arm(point, scope)
+
+    def was_killed_at(self, point: str) -> bool:
+        """Whether a worker has died there since `kill_at`."""
+        return self._bench.trigger.fired(point) is not None
+
+    def postgres_down(self, *, crash: bool = False) -> AbstractContextManager[None]:
+        """While the body runs PostgreSQL is away, orderly or not."""
+        return self._bench.postgres_down(crash=crash)
+
+    def accounts(self) -> dict[str, Account]:
+        """What the ledger says of each subscription; see `cos-events verify`."""
+        with self.engine.connect() as connection:
+            return {each.subscription: each for each in verify(connection, grace=0)}
+
+    def wait(self, timeout: float = FIRST_WAIT) -> dict[str, Account]:
+        """Start again what has died, and wait until every event is delivered or a dead letter.
+
+        Returns:
+            The accounts then.
+
+        Raises:
+            Unsettled: that did not come about within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            self._bench.keep_alive()
+            accounts = self.accounts()
+            owed = [each for each in accounts.values() if each.committed > _settled(each)]
+            if not owed:
+                return accounts
+            if time.monotonic() > deadline:
+                raise Unsettled(
+                    f"not delivered within {timeout:.0f} s: "
+                    + "; ".join(
+                        f"{each.subscription}: {_settled(each)} of {each.committed}"
+                        for each in owed
+                    )
+                )
+            time.sleep(0.1)
+
+    def _worker(self, name: str) -> Process:
+        try:
+            return self._bench.processes[name]
+        except KeyError:
+            raise CosEventsError(
+                f"there is no worker {name!r}; there are: {', '.join(self._bench.processes)}"
+            ) from None
+
+
+def _settled(account: Account) -> int:
+    return account.delivered + account.dead
+
+
+@pytest.fixture
+def event_bus(request: pytest.FixtureRequest) -> Iterator[EventBus]:
+    """A bus of the test's own, on Redis; `DATABASE_URL`, `REDIS_URL` and `BROKER_URL` are its.
+
+    On RabbitMQ by `@pytest.mark.parametrize("event_bus", ["rabbitmq"], indirect=True)`.
+    """
+    # What the test can import, its workers can.
+    importable = {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
+    with own_folder() as home:
+        bench = Bench(home.path, getattr(request, "param", "redis"), importable)
+        with bench.running(), _as_environment(bench.environment):
+            yield EventBus(bench)
+
+
+@contextmanager
+def _as_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        # An application that the test has imported may have been made for another broker.
+        patch.setattr("cos_events.broker._installed", [])
+        _read_settings_again()
+        try:
+            yield
+        finally:
+            _read_settings_again()
+    get_settings.cache_clear()
+
+
+def _read_settings_again() -> None:
+    """End what this process has open with the settings of before."""
+    get_settings.cache_clear()
+    dispatcher.reset()
+    store_engine.reset()

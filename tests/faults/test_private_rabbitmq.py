@@ -1,0 +1,79 @@
+"""A RabbitMQ of the run's own, beside any that the machine has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from kombu import Connection, Queue
+
+from cos_events.errors import EmbeddedServerError
+from cos_events.faults import rabbitmq
+from cos_events.faults.folder import own_folder
+from cos_events.faults.rabbitmq import PrivateRabbitMQ
+
+QUEUE = Queue("kept", durable=True)
+
+
+@pytest.fixture
+def server() -> Iterator[PrivateRabbitMQ]:
+    if not (shutil.which("rabbitmq-server") or Path(rabbitmq.SCRIPTS).exists()):
+        if os.environ.get("CI"):
+            pytest.fail("rabbitmq-server is not installed, and in CI it must", pytrace=False)
+        pytest.skip("rabbitmq-server is not installed")
+    with own_folder() as home:
+        made = PrivateRabbitMQ(home.path / "rabbitmq", 'it\'s "secret"')
+        yield made
+        made.stop()
+
+
+def of(server: PrivateRabbitMQ) -> list[str]:
+    """The programs that work in the server's folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if str(server.folder) in process.cwd():
+                found.append(process.name())
+    return found
+
+
+def kept(server: PrivateRabbitMQ) -> int:
+    with Connection(server.url) as connection:
+        return int(QUEUE(connection.default_channel).queue_declare().message_count)
+
+
+def test_it_listens_on_loopback_only_forgets_all_when_emptied_and_leaves_nothing_running(
+    server: PrivateRabbitMQ,
+) -> None:
+    server.start()
+    with Connection(server.url) as connection:
+        connection.Producer().publish({}, routing_key="kept", declare=[QUEUE])
+    listening = {
+        each.laddr
+        for child in psutil.process_iter()
+        if child.pid == server.pid
+        for each in child.net_connections()
+        if each.status == psutil.CONN_LISTEN
+    }
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+    assert {"beam.smp", "epmd"} <= set(of(server))
+    server.stop()
+    assert of(server) == []
+    server.empty()
+    server.start()
+    assert kept(server) == 0
+
+
+def test_without_the_program_the_error_says_what_to_install(
+    server: PrivateRabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(rabbitmq, "SCRIPTS", "/nowhere")
+    with pytest.raises(EmbeddedServerError, match="apt-get install rabbitmq-server"):
+        server.start()
+    assert of(server) == []
