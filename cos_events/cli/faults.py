@@ -182,8 +182,9 @@ def _print(report: Report, kinds: int, never: list[str]) -> None:
         f"ms), but for the {found['postgresql_away_seconds']} s that PostgreSQL was away"
     )
     click.echo(
-        f"faults            {len(report.happened):,} of {kinds - len(never)} kinds, "
-        f"{found['events_per_fault']} events a fault; {report.restarts:,} processes started again"
+        f"faults            {len(report.happened):,}, {found['events_per_fault']} events a fault; "
+        f"{kinds - len(never)} of {kinds} kinds have hit; "
+        f"{report.restarts:,} processes started again"
     )
     for process in report.ended:
         click.echo(f"ended by itself   {process}")

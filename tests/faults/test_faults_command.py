@@ -28,7 +28,7 @@ from cos_events.faults.report import Happened, Report
 from cos_events.faults.truth import Transaction
 
 ROOT = Path(__file__).parents[2]
-KINDS = ["relay.before_send", "broker.restart", "broker.drop", "postgres.crash", "child.kill"]
+KINDS = ["relay.before_send", "feeder.after_hold", "broker.restart", "postgres.crash", "child.kill"]
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_a_good_run_is_told_fault_by_fault_with_the_command_that_repeats_it(
         "1.5 s 10 child.kill a child of subscriber-1 0.1 s 3",
         "exactly_once exactly once 1,234 1,234 0 0",
         "longest commit 12.3 ms",
-        "1 of 1 kinds",
+        "1 of 2 kinds have hit",
         "not hit broker.cut",
         "ended by itself publisher-1: the end",
         "missing 0",

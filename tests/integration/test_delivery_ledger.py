@@ -102,7 +102,7 @@ def test_an_unusable_message_does_not_hold_up_the_good_ones_of_its_batch(
     def broken(*_: object, **__: object) -> None:
         raise OSError("no dead-letter queue")
 
-    monkeypatch.setattr("cos_events.dead_letters._publish", broken)
+    monkeypatch.setattr("cos_events.dead_letters.burying._publish", broken)
     name = bus.declare(lambda messages: None, batch_size=3)
     good = [bus.record(), bus.record()]
     bus.run(name, good[0], "garbage", good[1])

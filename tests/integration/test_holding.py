@@ -272,4 +272,4 @@ def test_an_old_copy_of_a_held_event_runs_nothing(
     with database.begin() as connection:
         event_id = connection.scalars(held.where(DeliveryRow.state == "held").limit(1)).one()
         assert deliveries.due(connection, name, [event_id], 1) == {event_id: False}
-        assert deliveries.settle(connection, name, [event_id], 1) == set()
+        assert not deliveries.settle(connection, name, [event_id], 1)
