@@ -21,7 +21,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
     help="On which port; 0 for a free one.  [default: COS_EVENTS_API_PORT, 8000]",
 )
 def command(host: str | None, port: int | None) -> None:
-    r"""Serve the HTTP API until Ctrl-C.
+    """Serve the HTTP API until Ctrl-C.
 
     \b
     GET  /health/live, /health/ready   for whoever runs it
@@ -32,7 +32,7 @@ def command(host: str | None, port: int | None) -> None:
 
     /debug and /metrics are open on this machine in development; elsewhere only with
     COS_EVENTS_DEBUG_TOKEN.
-    """
+    """  # noqa: D301 - the mark of click for lines that stay
     from cos_events import telemetry
     from cos_events.cli.worker import PARENT, end_with
     from cos_events.context import RequestIdFilter

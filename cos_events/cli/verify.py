@@ -51,7 +51,7 @@ def command(  # noqa: PLR0913 - the options
     heal: bool,
     as_json: bool,
 ) -> None:
-    r"""Compare what was committed with what each subscription has had.
+    """Compare what was committed with what each subscription has had.
 
     \b
     committed   events that the subscription is owed
@@ -69,7 +69,7 @@ def command(  # noqa: PLR0913 - the options
 
     Exits with 0 if nothing is missing and no L1 row is without an event, with 1 otherwise, with 2
     for a wrong option.
-    """
+    """  # noqa: D301 - the mark of click for lines that stay
     from cos_events.ledger import Scope
 
     adopt_running()

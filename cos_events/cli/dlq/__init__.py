@@ -11,7 +11,7 @@ from cos_events.cli.dlq.replaying import replay
 
 @click.group("dlq")
 def command() -> None:
-    r"""Dead letters: events whose retries are exhausted, or that a handler rejected.
+    """Dead letters: events whose retries are exhausted, or that a handler rejected.
 
     They wait in PostgreSQL, so that all of this works also when the broker has lost its queues.
 
@@ -21,7 +21,7 @@ def command() -> None:
     cos-events dlq show EVENT                    everything about one
     cos-events dlq replay mailer --newer-than 2h once the cause is mended
     cos-events dlq purge mailer --event EVENT    never again
-    """
+    """  # noqa: D301 - the mark of click for lines that stay
 
 
 for each in (list_, show, replay, purge):

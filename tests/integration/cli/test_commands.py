@@ -218,3 +218,11 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(
     process.stdout.close()
     assert process.wait(30) == 141
     assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_shows_no_marks_of_its_layout(command: str, cli: Cli) -> None:
+    result = cli(command, "--help")
+    assert result.exit_code == 0
+    assert "\\b" not in result.output
+    assert "\b" not in result.output
