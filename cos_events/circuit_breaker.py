@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -52,17 +53,18 @@ class CircuitBreaker:
         self._clock = clock
         self._failed_at: deque[float] = deque(maxlen=failures)
         self._opened_at: float | None = None
-        self._probing = False
+        self._prober: object = None
         self._lock = threading.Lock()
         self._show(opened=False)
 
     @property
     def state(self) -> State:
         """What the next call will meet."""
-        if self._opened_at is None:
+        opened_at = self._opened_at  # once: another thread may close it meanwhile
+        if opened_at is None:
             return "closed"
-        waiting = self._clock() < self._opened_at + self._reset_after
-        return "open" if waiting or self._probing else "half_open"
+        waiting = self._clock() < opened_at + self._reset_after
+        return "open" if waiting or self._prober is not None else "half_open"
 
     def __enter__(self) -> None:
         """Ask to make a call.
@@ -75,15 +77,18 @@ class CircuitBreaker:
                 case "open":
                     raise CircuitOpen(f"{self.name} is left alone after a failure")
                 case "half_open":
-                    self._probing = True
+                    self._prober = _caller()
 
     def __exit__(self, kind: type[BaseException] | None, error: object, _trace: object) -> None:
         """Report how the call ended: any Exception is a failure.
 
-        A cancelled task, or an interrupted program, says nothing about the server.
+        A cancelled task, or an interrupted program, says nothing about the server; nor does, once
+        it is open, a call that was begun before: only the probe's end counts then.
         """
         with self._lock:
-            self._probing = False
+            if self._opened_at is not None and self._prober != _caller():
+                return
+            self._prober = None
             if kind is None:
                 self._close()
             elif issubclass(kind, Exception):
@@ -113,3 +118,12 @@ class CircuitBreaker:
 
     def _show(self, *, opened: bool) -> None:
         telemetry.show(names.BREAKER_OPEN, self._label, value=opened)
+
+
+def _caller() -> object:
+    """Who makes a call: a thread, or a task of its event loop."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    return threading.get_ident(), task

@@ -1,5 +1,6 @@
 """Closed, open, half-open."""
 
+import asyncio
 import logging
 import threading
 
@@ -144,3 +145,40 @@ def test_each_change_is_logged_once_with_its_reason(clock, caplog) -> None:
             with breaker:
                 pass
     assert caplog.messages == ["redis is down: refused", "redis is back"]
+
+
+def test_calls_that_began_before_it_opened_neither_close_it_nor_make_room_for_a_second_probe(
+    clock,
+) -> None:
+    breaker = CircuitBreaker("redis", reset_after=5, clock=clock)
+    states = []
+
+    async def call(ends: asyncio.Event, error: Exception | None = None) -> None:
+        with breaker:
+            await ends.wait()
+            if error:
+                raise error
+
+    async def overlap() -> None:
+        ends = [asyncio.Event() for _ in range(4)]
+        errors = [OSError("refused"), None, OSError("reset")]
+        calls = [
+            asyncio.create_task(call(end, error)) for end, error in zip(ends, errors, strict=False)
+        ]
+        await asyncio.sleep(0)
+
+        async def end(index: int) -> None:
+            ends[index].set()
+            await asyncio.wait([calls[index]])
+            states.append(breaker.state)
+
+        await end(0)
+        await end(1)
+        clock.now += 5
+        calls.append(asyncio.create_task(call(ends[3])))
+        await asyncio.sleep(0)
+        await end(2)
+        await end(3)
+
+    asyncio.run(overlap())
+    assert states == ["open", "open", "open", "closed"]
