@@ -1,4 +1,4 @@
-"""The tables of schema `cos_events`; nothing else than these three keeps the promise."""
+"""The tables of schema `cos_events`; nothing else keeps the promise."""
 
 from __future__ import annotations
 
