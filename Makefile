@@ -9,6 +9,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+# Tests wait for servers and deadlines more than they compute; each process has servers of its own.
+JOBS ?= 4
 
 .PHONY: help
 help: ## Show this help
@@ -20,7 +22,7 @@ demo: $(STAMP) ## Watch events travel, on servers of its own (ARGS="--events 200
 
 .PHONY: test
 test: $(STAMP) ## Run all tests, with coverage (ARGS="-k name …": some, without)
-	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term:skip-covered)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n $(JOBS) --dist worksteal --cov --cov-report=term:skip-covered)
 
 .PHONY: check
 check: lint types security ## Lint, types and security scan

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import pytest
@@ -59,15 +62,41 @@ def servers() -> Iterator[embedded.Servers]:
         yield running
 
 
+@contextmanager
+def own_virtual_host() -> Iterator[str | None]:
+    """The URL of a virtual host of the machine's RabbitMQ; None where we may not make one."""
+    tool = shutil.which("rabbitmqctl", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    parts = urlsplit(RABBITMQ_URL)
+    name = f"test-{uuid4().hex[:8]}"
+
+    def control(*args: str) -> bool:
+        return not subprocess.run([tool, "-q", *args], capture_output=True, check=False).returncode
+
+    allowed = tool and os.geteuid() == 0 and parts.hostname in {"127.0.0.1", "localhost"}
+    if not allowed or not control("add_vhost", name):
+        yield None
+        return
+    control("set_permissions", "-p", name, parts.username or "guest", ".*", ".*", ".*")
+    yield urlunsplit(parts._replace(path=f"/{name}"))
+    control("delete_vhost", name)
+
+
 @pytest.fixture(scope="session")
-def rabbitmq_url() -> str:
-    """The machine's RabbitMQ."""
+def virtual_host() -> Callable[[], AbstractContextManager[str | None]]:
+    """The function above."""
+    return own_virtual_host
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> Iterator[str]:
+    """The machine's RabbitMQ; where that is allowed, a virtual host for this process alone."""
     try:
         with Connection(RABBITMQ_URL, connect_timeout=3) as connection:
             connection.connect()
     except OSError as error:
         missing(f"RabbitMQ does not answer ({error})")
-    return RABBITMQ_URL
+    with own_virtual_host() as own:
+        yield own or RABBITMQ_URL
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,9 @@ Closed early, it mends what it has broken.
 PATIENCE = 60.0
 """Seconds that a fault waits for what it needs: a process to be there, an event to come by."""
 
+TRIES = 4
+"""How often, in that time, it brings about what a process needs to come to a kill point."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -119,13 +122,16 @@ def _kill_child(bench: Bench, planned: Planned) -> Fault:
 
 def _kill_at(bench: Bench, planned: Planned) -> Fault:
     name = planned.kind
+    bring_about = {"relay": _lose_events, "feeder": _hold}.get(name.partition(".")[0])
     bench.trigger.arm(name, "group" if planned.pick < 0.5 else "process")
     try:
-        if name.startswith("relay."):
-            yield from _lose_events(bench)
-        if name.startswith("feeder."):
-            yield from _hold(bench)
-        yield Wait(PATIENCE, lambda: bench.trigger.fired(name) is not None)
+        # What is brought about may pass before a process comes to the point.
+        for _ in range(TRIES):
+            if bring_about:
+                yield from bring_about(bench)
+            yield Wait(PATIENCE / TRIES, lambda: bench.trigger.fired(name) is not None)
+            if bench.trigger.fired(name):
+                break
     finally:
         bench.trigger.disarm(name)
     shot = bench.trigger.fired(name)

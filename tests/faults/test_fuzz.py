@@ -70,7 +70,7 @@ def throw(queue: str, count: int, seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - not for secrets
     made = messages(seed)
     raw = None if broker.on_rabbitmq() else Redis.from_url(broker.broker_url())
-    with broker.connect(confirm=False) as connection:
+    with broker.connect() as connection:
         producer = connection.Producer(auto_declare=False)
         for _ in range(count):
             body = next(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from cos_events import broker, log_l1
-from cos_events.app import register_subscriptions
 from cos_events.cli.processes import workers
 from cos_events.embedded import EmbeddedValkey
 from cos_events.ledger import backlog, verify
@@ -23,16 +21,15 @@ SUBSCRIBERS = ("subscribers", ["subscriber", "activity", "graph_staging"])
 
 
 @pytest.fixture
-def bus(database: Engine, valkey: EmbeddedValkey, environment: Callable[..., None]) -> Engine:
+def bus(
+    database: Engine, valkey: EmbeddedValkey, environment: Callable[..., None], tmp_path: Path
+) -> Engine:
     """COS's own subscriptions, known before the first event."""
     environment(
         REDIS_URL=valkey.url, BROKER_URL=valkey.url, COS_EVENTS_REDELIVER_AFTER="1", PYTHONPATH="."
     )
-    import workers as deployment
-
-    deployment.app.loader.import_default_modules()
-    register_subscriptions(deployment.app)
-    os.environ.pop("COS_EVENTS_PARENT", None)
+    with workers(tmp_path, [SUBSCRIBERS]):
+        pass
     return database
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID
 
 import pytest
@@ -111,24 +109,16 @@ def redis_broker(database: Engine, environment: Callable[..., None]) -> str:
 
 
 @pytest.fixture
-def empty_rabbitmq_url(rabbitmq_url: str) -> Iterator[str]:
-    """RabbitMQ without the bus's fixed queues: a virtual host of its own where that is allowed."""
-    tool = shutil.which("rabbitmqctl", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    parts = urlsplit(rabbitmq_url)
-    own = tool and os.geteuid() == 0 and parts.hostname in {"127.0.0.1", "localhost"}
-    name = f"test-{secrets.token_hex(4)}"
-    if own and not _control(tool, "add_vhost", name):
-        _control(tool, "set_permissions", "-p", name, parts.username or "guest", ".*", ".*", ".*")
-        yield urlunsplit(parts._replace(path=f"/{name}"))
-        _control(tool, "delete_vhost", name)
-    else:
-        _delete_fixed_queues(rabbitmq_url)
-        yield rabbitmq_url
-        _delete_fixed_queues(rabbitmq_url)
-
-
-def _control(tool: str, *args: str) -> int:
-    return subprocess.run([tool, "-q", *args], capture_output=True, check=False).returncode
+def empty_rabbitmq_url(
+    rabbitmq_url: str, virtual_host: Callable[[], AbstractContextManager[str | None]]
+) -> Iterator[str]:
+    """RabbitMQ without the bus's fixed queues."""
+    with virtual_host() as own:
+        if not own:
+            _delete_fixed_queues(rabbitmq_url)
+        yield own or rabbitmq_url
+        if not own:
+            _delete_fixed_queues(rabbitmq_url)
 
 
 def _delete_fixed_queues(url: str) -> None:

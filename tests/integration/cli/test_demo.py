@@ -119,8 +119,8 @@ def test_on_rabbitmq_the_demo_takes_lines_from_a_file_and_leaves_no_queue(
     lines[7:7] = ["this is no record", ""]
     source = tmp_path / "input.jsonl"
     source.write_text("\n".join(lines))
-    code, out, _ = story("--input", source, "--events", 100, "--broker-url", empty_rabbitmq_url)
-    assert code == 0, out
+    code, out, err = story("--input", source, "--events", 100, "--broker-url", empty_rabbitmq_url)
+    assert code == 0, out + err
     assert told(out) == [*CHAPTERS[:-4], "refused", *CHAPTERS[-4:]]
     assert "1 lines are no L1 records" in out
     assert "amqp://guest:***@" in out

@@ -70,10 +70,11 @@ def waits_for_a_lock(engine: Engine) -> bool:
 
 
 def test_an_unknown_subscription_is_a_sentence_with_those_there_are(
-    database: Engine, cli: Cli, sentence: Callable[[Result], str]
+    redis_broker: str, run_program: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    said = sentence(cli("worker", "subscriber", "activity", "nope", "-c", "1"))
-    assert said == "workers has no subscription nope; it has activity, graph_staging"
+    done = run_program("worker", "subscriber", "activity", "nope", "-c", "1")
+    said = "Error: workers has no subscription nope; it has activity, graph_staging\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 @pytest.mark.parametrize("app", ["no_such_app", "json", "json:dumps", "cos_events.nothing"])

@@ -47,7 +47,9 @@ POST /orders
 def worker(bus: Bus) -> Iterator[None]:
     """A worker of the application, in this process."""
     bus.app.conf.broker_heartbeat = 2  # on RabbitMQ its loop turns only when something happens
-    with start_worker(bus.app, pool="solo", perform_ping_check=False, queues=bus.names):
+    with start_worker(
+        bus.app, pool="solo", perform_ping_check=False, queues=bus.names, loglevel="WARNING"
+    ):
         yield
 
 
