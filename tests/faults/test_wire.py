@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import redis
@@ -18,12 +17,10 @@ SOON = 0.3
 
 
 @pytest.fixture
-def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
+def wire(valkey: EmbeddedValkey) -> Iterator[Wire]:
     """A private Valkey behind a proxy."""
-    folder: Path = tmp_path_factory.mktemp("wire")
-    for each in (folder, *folder.parents[:2]):
-        each.chmod(0o755)
-    made = Wire(EmbeddedValkey(folder / "valkey", "secret"))
+    valkey.stop()
+    made = Wire(valkey)
     made.start()
     yield made
     made.stop()

@@ -78,7 +78,10 @@ def test_every_setting_stands_in_the_documentation_with_its_default() -> None:
     assert {name: table[name] for name in defaults} == defaults
 
 
-@pytest.mark.parametrize("file", ["README.md", "docs/architecture.md", "docs/reliability.md"])
+@pytest.mark.parametrize(
+    "file",
+    ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))],
+)
 def test_every_link_and_module_of_a_page_exists(file: str) -> None:
     page = (ROOT / file).read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page):
