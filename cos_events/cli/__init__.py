@@ -11,6 +11,7 @@ import click
 
 COMMANDS = {
     "api": "cos_events.cli.api",
+    "bench": "cos_events.cli.bench",
     "config": "cos_events.cli.config",
     "db": "cos_events.cli.db",
     "demo": "cos_events.cli.demo",

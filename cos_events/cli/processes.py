@@ -76,7 +76,7 @@ def workers(
     with ExitStack() as stack:
         started = []
         for name, args in specs:
-            worker = _start(name, ["worker", *args], folder / f"{name}.log")
+            worker = _start(name, ["cos_events", "worker", *args], folder / f"{name}.log")
             stack.callback(worker.stop)
             started.append(worker)
         _wait_until_ready(started)
@@ -84,18 +84,23 @@ def workers(
 
 
 @contextmanager
-def program(name: str, folder: Path, ready: bytes) -> Iterator[WorkerProcess]:
+def program(
+    name: str, folder: Path, ready: bytes, command: Sequence[str] = ()
+) -> Iterator[WorkerProcess]:
     """Run `cos-events NAME` while the body runs, as `workers` runs workers.
 
     Args:
         name: of the command.
         folder: for its log.
         ready: what its log holds once it is ready.
+        command: another one than that: what follows `python -m`.
 
     Raises:
         CosEventsError: it ended, or was not ready in time; with the end of its log.
     """
-    started = replace(_start(name, [name], folder / f"{name}.log"), ready=ready)
+    started = replace(
+        _start(name, command or ["cos_events", name], folder / f"{name}.log"), ready=ready
+    )
     try:
         _wait_until_ready([started])
         yield started
@@ -116,7 +121,7 @@ def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
     with log.open("ab") as output:
         since = output.tell()
         process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", "cos_events", *args],
+            [sys.executable, "-m", *args],
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,

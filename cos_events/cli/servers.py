@@ -25,7 +25,7 @@ def adopt_running() -> None:
     if "database_url" not in get_settings().model_fields_set and (
         servers := embedded.running(home())
     ):
-        _use(database_url=servers.database_url, redis_url=servers.redis_url)
+        use(database_url=servers.database_url, redis_url=servers.redis_url)
 
 
 @contextmanager
@@ -43,16 +43,17 @@ def available(folder: Path | None, broker_url: str | None) -> Iterator[str]:
     from cos_events.settings import get_settings
 
     if broker_url:
-        _use(broker_url=broker_url)
+        use(broker_url=broker_url)
     if "database_url" in get_settings().model_fields_set:
         yield "the servers of the environment"
         return
     with embedded.servers(folder) as servers:
-        _use(database_url=servers.database_url, redis_url=servers.redis_url)
+        use(database_url=servers.database_url, redis_url=servers.redis_url)
         yield f"private PostgreSQL and Valkey in {servers.folder}"
 
 
-def _use(**urls: str) -> None:
+def use(**urls: str) -> None:
+    """Have this process, and those that it starts, use these servers."""
     from cos_events.settings import get_settings
     from cos_events.store import engine
 

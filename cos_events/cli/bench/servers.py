@@ -1,0 +1,104 @@
+"""Private servers with the product's defaults, and the processes that work on them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine
+
+from cos_events.cli.bench.app import FOLDER, HANDLED, SUBSCRIPTIONS
+from cos_events.cli.bench.marks import Marks
+from cos_events.cli.bench.observer import HEARD, READY
+from cos_events.cli.processes import WorkerProcess, program, workers
+from cos_events.cli.servers import use
+from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
+from cos_events.faults.folder import own_folder
+from cos_events.faults.rabbitmq import PrivateRabbitMQ
+from cos_events.faults.wire import BrokerName
+from cos_events.store.engine import get_engine
+from cos_events.store.migrations import upgrade
+
+APP = "cos_events.cli.bench.app"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a measurement works with.
+
+    Attributes:
+        engine: on the database.
+        broker: the server that is the broker; Redis is the channel too.
+        handled: when each event was handled.
+        heard: when each event was heard on its channel.
+        processes: of the bus, by name: `publisher`, and one for each subscription.
+        folder: with logs.
+    """
+
+    engine: Engine
+    broker: EmbeddedValkey | PrivateRabbitMQ
+    handled: Marks
+    heard: Marks
+    processes: dict[str, WorkerProcess]
+    folder: Path
+
+    @contextmanager
+    def frozen(self, *pids: int | None) -> Iterator[None]:
+        """While the body runs these processes stand still."""
+        for pid in pids:
+            os.kill(pid or 0, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid or 0, signal.SIGCONT)
+
+
+@contextmanager
+def stage(broker: BrokerName, events: int) -> Iterator[Stage]:
+    """Servers, a publisher, a worker for each subscription and two observers; then nothing.
+
+    Args:
+        broker: which one is the broker.
+        events: how many event numbers there are.
+
+    Raises:
+        EmbeddedServerError: a server could not be started; the text says what to do.
+        CosEventsError: a process could not.
+    """
+    with own_folder() as home, ExitStack() as endings:
+        postgres = EmbeddedPostgres(home.path / "postgres", secrets.token_urlsafe(16))
+        valkey = EmbeddedValkey(home.path / "redis", secrets.token_urlsafe(16))
+        servers: list[EmbeddedPostgres | EmbeddedValkey | PrivateRabbitMQ] = [postgres, valkey]
+        broker_server: EmbeddedValkey | PrivateRabbitMQ = valkey
+        if broker == "rabbitmq":
+            broker_server = PrivateRabbitMQ(home.path / "broker", secrets.token_urlsafe(16))
+            servers.append(broker_server)
+        for server in servers:
+            endings.callback(server.stop)
+            server.start()
+        use(database_url=postgres.url, redis_url=valkey.url, broker_url=broker_server.url)
+        logs = home.path / "logs"
+        logs.mkdir()
+        os.environ[FOLDER] = str(logs)
+        handled, heard = (Marks.make(logs / name, events) for name in (HANDLED, HEARD))
+        upgrade(get_engine())
+        started = endings.enter_context(workers(logs, _specs()))
+        for role in ("channel", "queue"):
+            command = ["cos_events.cli.bench.observer", role]
+            started.append(endings.enter_context(program(role, logs, READY, command)))
+        processes = {each.node: each for each in started}
+        yield Stage(get_engine(), broker_server, handled, heard, processes, logs)
+
+
+def _specs() -> Sequence[tuple[str, Sequence[str]]]:
+    options = ("-A", APP, "-l", "WARNING", "--without-mingle", "--without-gossip")
+    return [
+        ("publisher", ["publisher", *options]),
+        *((name, ["subscriber", name, "-n", f"{name}@%h", *options]) for name in SUBSCRIPTIONS),
+    ]
