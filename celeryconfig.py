@@ -16,7 +16,7 @@ worker_send_task_events = True
 task_send_sent_event = True
 
 # Deliveries are small, and their batches are as large as what a worker may hold.
-worker_prefetch_multiplier = 16
+worker_prefetch_multiplier = 64
 
 # Redeliver at the next start what a warm shutdown had to leave.
 worker_soft_shutdown_timeout = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -55,14 +55,39 @@ def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> 
                 known = deliveries.due(session, name, rest, attempts) if rest else {}
         _count(name, by_id, fresh, monotonic() - settled_at)
         return rest - known.keys()
-    with ledger(), get_autocommit_engine().connect() as connection:
-        due = deliveries.due(connection, name, ids, attempts)
-    if to_run := [by_id[each] for each in ids if due.get(each)]:
+    due, strangers = due_of(subscriber, envelopes, retries)
+    if to_run := [by_id[each] for each in ids if each in due]:
         call(subscriber, to_run)
-        with ledger(), get_autocommit_engine().connect() as connection:
-            had = {envelope.base_log_id for envelope in to_run}
-            _count(name, by_id, deliveries.settle(connection, name, had, attempts))
-    return ids - due.keys()
+        settle(subscriber, to_run, retries)
+    return strangers
+
+
+def due_of(
+    subscriber: Subscriber, envelopes: Collection[Envelope], retries: int
+) -> tuple[set[UUID], set[UUID]]:
+    """Which of the events are due; and which were never recorded in this database.
+
+    Raises:
+        LedgerAway: nobody can say.
+    """
+    ids = {envelope.base_log_id for envelope in envelopes}
+    with ledger(), get_autocommit_engine().connect() as connection:
+        found = deliveries.due(connection, subscriber.name, ids, retries + 1)
+    return {event_id for event_id, due in found.items() if due}, ids - found.keys()
+
+
+def settle(subscriber: Subscriber, envelopes: Collection[Envelope], retries: int) -> None:
+    """Write that a handler without the session has had these.
+
+    Raises:
+        LedgerAway: that could not be written; they will come again.
+    """
+    if not envelopes:
+        return
+    by_id = {envelope.base_log_id: envelope for envelope in envelopes}
+    with ledger(), get_autocommit_engine().connect() as connection:
+        ages = deliveries.settle(connection, subscriber.name, by_id, retries + 1)
+    _count(subscriber.name, by_id, ages)
 
 
 def _count(

@@ -13,9 +13,11 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
@@ -35,14 +37,25 @@ from cos_events.subscribers import Subscriber, subscribers_of
 from cos_events.task_message import EMBED, REDELIVERED, task_headers
 from cos_events.topology import PUBLISH_QUEUE
 
+TASK_SECONDS = 0.05
+"""How long the calls of one task shall take: what a killed worker has done is done again."""
+
+MAX_AT_ONCE = 100
+"""The most messages of one task, where the subscription handles them singly."""
+
 
 class TaskMessage(Message):
     """A task message of Celery's protocol 2 made of one or more broker messages.
 
-    Acknowledging or rejecting it does so to each of them.
+    Acknowledging or rejecting it does so to each of them, and calls `on_end`.
     """
 
-    def __init__(self, subscriber: Subscriber, parts: list[Message]) -> None:
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        parts: list[Message],
+        on_end: Callable[[], object] = lambda: None,
+    ) -> None:
         task_id = uuid()
         super().__init__(
             body=json.dumps(
@@ -65,16 +78,23 @@ class TaskMessage(Message):
             delivery_tag=parts[0].delivery_tag,
         )
         self.parts = parts
+        self._on_end = on_end
 
     def ack(self, multiple: bool = False) -> None:
         """Acknowledge every part."""
-        for part in self.parts:
-            part.ack(multiple=multiple)
+        try:
+            for part in self.parts:
+                part.ack(multiple=multiple)
+        finally:
+            self._on_end()
 
     def reject(self, requeue: bool = False) -> None:
         """Reject every part."""
-        for part in self.parts:
-            part.reject(requeue=requeue)
+        try:
+            for part in self.parts:
+                part.reject(requeue=requeue)
+        finally:
+            self._on_end()
 
 
 def _traceparent(message: Message) -> str | None:
@@ -170,6 +190,66 @@ class Gathering:
             self._parts.clear()
 
 
+class Queueing(Gathering):
+    """The messages of a subscription that handles them singly, while every process has some.
+
+    A task costs more than a short handler. So what arrives meanwhile goes to the next free process
+    in one task, though each message still is a call of its own: as many as its calls have lately
+    taken `TASK_SECONDS` for. Where a process is free, a message never waits for another.
+
+    Parameters:
+        processes: how many of its tasks may run at once.
+    """
+
+    def __init__(
+        self, subscriber: Subscriber, timer: Any, run: Callable[[Message], None], processes: int
+    ) -> None:
+        super().__init__(subscriber, timer, run)
+        self._processes = processes
+        self._running = 0
+        self._at_once = 1
+
+    def add(self, message: Message) -> None:
+        """Take one more; it runs at once if a process is free."""
+        with self._lock:
+            self._parts.append(message)
+        self.flush()
+
+    def flush(self) -> None:
+        """Run what there is, as far as processes are free."""
+        while True:
+            with self._lock:
+                if not self._parts or self._running >= self._processes:
+                    return
+                parts = self._parts[: self._at_once]
+                del self._parts[: self._at_once]
+                self._running += 1
+            end = partial(self._end, len(parts), time.monotonic())
+            self._run(TaskMessage(self._subscriber, parts, end))
+
+    def _end(self, count: int, begun: float) -> None:
+        each = (time.monotonic() - begun) / count
+        with self._lock:
+            self._running -= 1
+            self._at_once = max(1, min(MAX_AT_ONCE, 2 * count, int(TASK_SECONDS / each)))
+        self.flush()
+
+
+def may_queue(subscriber: Subscriber, task: Any) -> bool:
+    """Whether several messages may share a task: nothing is asked for that counts by the task."""
+    conf = task.app.conf
+    limits = (
+        *(task.time_limit, task.soft_time_limit, task.rate_limit),
+        *(conf.task_time_limit, conf.task_soft_time_limit, conf.task_default_rate_limit),
+    )
+    return (
+        subscriber.batch_size == 1
+        and subscriber.order is None
+        and not subscriber.pause_on
+        and not any(limits)
+    )
+
+
 class DeliveryStep(bootsteps.StartStopStep):
     """Lets a Celery worker consume subscriptions' queues; does nothing for other queues."""
 
@@ -203,8 +283,7 @@ class DeliveryStep(bootsteps.StartStopStep):
     def _create_task_handler(self) -> Callable[[Message], None]:
         run = self._make_task_handler()
         self._gatherings = {
-            name: Gathering(subscriber, self._consumer.timer, run)
-            for name, subscriber in self._subscribers.items()
+            name: self._gather(subscriber, run) for name, subscriber in self._subscribers.items()
         }
 
         def on_message(message: Message) -> None:
@@ -218,6 +297,13 @@ class DeliveryStep(bootsteps.StartStopStep):
                 gathering.add(message)
 
         return on_message
+
+    def _gather(self, subscriber: Subscriber, run: Callable[[Message], None]) -> Gathering:
+        consumer = self._consumer
+        # Without an event loop an acknowledgement is only seen when the next message comes.
+        if consumer.hub and may_queue(subscriber, consumer.app.tasks[subscriber.name]):
+            return Queueing(subscriber, consumer.timer, run, consumer.pool.num_processes)
+        return Gathering(subscriber, consumer.timer, run)
 
     def _gathering_of(self, message: Message) -> Gathering | None:
         name = (message.delivery_info or {}).get("routing_key")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -36,6 +37,10 @@ MAX_QUEUED = 10_000
 
 LOOK_EVERY = 1_000
 """Publish tasks from one look at their queue's depth to the next."""
+
+GATHER_SECONDS = 0.003
+"""At least so long after one publish task the next is sent; what is committed meanwhile goes with
+it. A task costs more than the events in it."""
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that a process's end may wait for the last wake-ups to be sent."""
@@ -71,7 +76,10 @@ class Dispatcher:
 
     def _run(self) -> None:
         ids: Sequence[int] | None
+        sent_at = 0.0
         while (ids := self._waiting.get()) is not None:
+            time.sleep(max(0.0, sent_at + GATHER_SECONDS - time.monotonic()))
+            sent_at = time.monotonic()
             gathered = list(ids)
             ended = False
             while not self._waiting.empty() and len(gathered) < MAX_IDS and not ended:

@@ -18,7 +18,7 @@ from cos_events.process import PerProcess, PerThread
 from cos_events.queue_room import QueueRoom
 from cos_events.settings import get_settings
 from cos_events.store import held, outbox, subscriptions
-from cos_events.store.engine import get_engine
+from cos_events.store.engine import get_relaxed_engine
 from cos_events.store.models import OutboxRow
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Recipient
@@ -70,7 +70,6 @@ class Publisher:
                 return 0
             with telemetry.fork(names.PUBLISH, "", [each.traceparent for each in batch]) as spans:
                 batch = [each.continuing(spans[each.traceparent].traceparent) for each in batch]
-                held.publishing(connection)
                 # Read each time: a copy would leave a new subscription's first events to the relay.
                 recipients = subscriptions.load(connection)
                 self._broadcaster.broadcast(batch, recipients)
@@ -118,7 +117,7 @@ def make_room() -> QueueRoom:
 
 
 _room = PerProcess(make_room)
-_publisher = PerThread(lambda: Publisher(get_engine(), make_broadcaster(), _room.get()))
+_publisher = PerThread(lambda: Publisher(get_relaxed_engine(), make_broadcaster(), _room.get()))
 _breaker = PerProcess(lambda: CircuitBreaker("publishing", reset_after=1.0))
 
 

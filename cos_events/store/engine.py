@@ -63,6 +63,21 @@ _autocommit_engine = PerProcess(
 )
 
 
+def _relax(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = off")
+    connection.commit()
+
+
+def _make_relaxed_engine() -> Engine:
+    engine = make_engine(get_settings().database_url)
+    event.listen(engine, "connect", _relax)
+    return engine
+
+
+_relaxed_engine = PerProcess(_make_relaxed_engine)
+
+
 def get_engine() -> Engine:
     """The engine on `DATABASE_URL`, made on first use in each process."""
     return _engine.get()
@@ -71,6 +86,15 @@ def get_engine() -> Engine:
 def get_autocommit_engine() -> Engine:
     """One more on `DATABASE_URL`, for single statements: each commits by itself, in one trip."""
     return _autocommit_engine.get()
+
+
+def get_relaxed_engine() -> Engine:
+    """One more, whose commits do not wait for the disk.
+
+    For what is only repeated if PostgreSQL crashes within a moment after: what its log keeps has no
+    gaps, so nothing that builds on a lost commit outlives it.
+    """
+    return _relaxed_engine.get()
 
 
 def lacks_tables(error: DBAPIError) -> bool:
@@ -110,6 +134,6 @@ def wait_at_most(connection: Connection, milliseconds: int) -> None:
 
 def reset() -> None:
     """Close this process's engines; the next use reads `DATABASE_URL` again."""
-    for each in (_engine, _autocommit_engine):
+    for each in (_engine, _autocommit_engine, _relaxed_engine):
         if (engine := each.reset()) is not None:
             engine.dispose()

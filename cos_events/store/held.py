@@ -1,8 +1,4 @@
-"""Statements on held deliveries: copies that wait in PostgreSQL until their queue has room.
-
-Who holds is decided under a lock that each publishing transaction shares, so that no publisher
-relies on a queue that another one has just unbound, and none is missed when a queue is bound again.
-"""
+"""Statements on held deliveries: copies that wait in PostgreSQL until their queue has room."""
 
 from __future__ import annotations
 
@@ -18,28 +14,20 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from cos_events.store.by_index import there_is
+from cos_events.store.holding import decide_holding
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
-
-_SHARE = text("SELECT pg_advisory_xact_lock_shared(hashtext('cos_events.holding'))")
-_ALONE = text("SELECT pg_advisory_xact_lock(hashtext('cos_events.holding'))")
-
-
-def publishing(connection: Connection) -> None:
-    """Let no subscription begin or end to hold before this transaction ends."""
-    connection.execute(_SHARE)
 
 
 def begin_to_hold(connection: Connection, name: str) -> None:
     """From the next published batch on, this subscription's copies wait here."""
-    connection.execute(_ALONE)
+    decide_holding(connection)
     connection.execute(
         update(SubscriptionRow)
         .where(SubscriptionRow.name == name, ~SubscriptionRow.holding)
@@ -49,7 +37,7 @@ def begin_to_hold(connection: Connection, name: str) -> None:
 
 def end_to_hold(connection: Connection, name: str) -> bool:
     """Go back to copies on the broker, unless some that are due still wait, or it is paused."""
-    connection.execute(_ALONE)
+    decide_holding(connection)
     ended = connection.execute(
         update(SubscriptionRow)
         .where(

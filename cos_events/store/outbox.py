@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
-from sqlalchemy import Connection, Float, Row, cast, extract, func, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Float,
+    Integer,
+    Row,
+    bindparam,
+    cast,
+    extract,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 
+from cos_events.store.holding import share_holding
 from cos_events.store.models import OutboxRow
 
 
@@ -28,30 +42,50 @@ class Pending:
         return replace(self, traceparent=traceparent)
 
 
+_CLAIM = (
+    select(
+        OutboxRow.id,
+        OutboxRow.source_module,
+        OutboxRow.event_type,
+        OutboxRow.envelope,
+        OutboxRow.traceparent,
+        # Evaluated once, when there is a row: a trip to the database less.
+        select(share_holding()).scalar_subquery(),
+    )
+    .where(OutboxRow.published_at.is_(None))
+    .order_by(OutboxRow.id)
+    .limit(bindparam("at_most", type_=Integer))
+    .with_for_update(skip_locked=True, of=OutboxRow)
+)
+_CLAIM_THESE = _CLAIM.where(OutboxRow.id == func.any(bindparam("these", type_=ARRAY(BigInteger))))
+
+_MARK = (
+    update(OutboxRow)
+    .where(OutboxRow.id == func.any(bindparam("these", type_=ARRAY(BigInteger))))
+    .values(published_at=func.clock_timestamp())
+    .returning(
+        OutboxRow.source_module,
+        cast(extract("epoch", OutboxRow.published_at - OutboxRow.recorded_at), Float),
+    )
+)
+
+
 def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) -> list[Pending]:
     """Lock up to `limit` unpublished rows, oldest first, that no other publisher holds.
+
+    Where there are any, no subscription begins or ends to hold before the transaction ends.
 
     Args:
         connection: in a transaction; its end releases the rows.
         limit: the most rows of one batch.
         ids: only these rows; None for whatever waits.
     """
-    statement = (
-        select(
-            OutboxRow.id,
-            OutboxRow.source_module,
-            OutboxRow.event_type,
-            OutboxRow.envelope,
-            OutboxRow.traceparent,
-        )
-        .where(OutboxRow.published_at.is_(None))
-        .order_by(OutboxRow.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    if ids is not None:
-        statement = statement.where(OutboxRow.id == func.any(list(ids)))
-    return [Pending(*row) for row in connection.execute(statement)]
+    given: dict[str, Any] = {"at_most": limit}
+    if ids is None:
+        rows = connection.execute(_CLAIM, given)
+    else:
+        rows = connection.execute(_CLAIM_THESE, {**given, "these": list(ids)})
+    return [Pending(*row[:-1]) for row in rows]
 
 
 def mark_published(connection: Connection, ids: Sequence[int]) -> Sequence[Row[str, float]]:
@@ -60,10 +94,4 @@ def mark_published(connection: Connection, ids: Sequence[int]) -> Sequence[Row[s
     Returns:
         For each its source module, and the seconds since it was recorded.
     """
-    age = cast(extract("epoch", OutboxRow.published_at - OutboxRow.recorded_at), Float)
-    return connection.execute(
-        update(OutboxRow)
-        .where(OutboxRow.id == func.any(list(ids)))
-        .values(published_at=func.clock_timestamp())
-        .returning(OutboxRow.source_module, age)
-    ).all()
+    return connection.execute(_MARK, {"these": list(ids)}).all()

@@ -104,17 +104,18 @@ def lock(connection: Connection, name: str, *, wait: bool = True) -> bool:
     return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(*key))))
 
 
+_LOAD = select(
+    SubscriptionRow.name,
+    SubscriptionRow.modules,
+    SubscriptionRow.event_types,
+    SubscriptionRow.holding,
+    SubscriptionRow.holds,
+).order_by(SubscriptionRow.name)
+
+
 def load(connection: Connection) -> list[Recipient]:
     """Every subscription there is, by name."""
-    rows = connection.execute(
-        select(
-            SubscriptionRow.name,
-            SubscriptionRow.modules,
-            SubscriptionRow.event_types,
-            SubscriptionRow.holding,
-            SubscriptionRow.holds,
-        ).order_by(SubscriptionRow.name)
-    )
+    rows = connection.execute(_LOAD)
     return [
         Recipient(name, _set(modules), _set(types), holding, holds)
         for name, modules, types, holding, holds in rows

@@ -32,7 +32,7 @@ def _new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def make() -> Publisher:
         made.append(make_broadcaster())
-        return Publisher(publisher.get_engine(), made[-1])
+        return Publisher(publisher.get_relaxed_engine(), made[-1])
 
     breaker = PerProcess(lambda: CircuitBreaker("publishing", reset_after=0.2))
     monkeypatch.setattr(publisher, "_publisher", PerThread(make))

@@ -29,7 +29,7 @@ app = install(
     Celery(
         "bench",
         broker=get_settings().broker_url,
-        config_source={"task_ignore_result": True, "worker_prefetch_multiplier": 16},
+        config_source={"task_ignore_result": True, "worker_prefetch_multiplier": 64},
     )
 )
 
