@@ -9,6 +9,7 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
+from cos_events import redis_transport
 from cos_events.settings import get_settings
 from cos_events.topology import is_rabbitmq
 
@@ -34,6 +35,11 @@ def broker_url() -> str:
 def on_rabbitmq() -> bool:
     """Whether the bus's broker is RabbitMQ; otherwise it is Redis."""
     return is_rabbitmq(broker_url())
+
+
+def transport_of(url: str) -> str | None:
+    """Which transport of Kombu to use where nobody says; None for what the URL's scheme means."""
+    return redis_transport.NAME if url.startswith(("redis://", "rediss://")) else None
 
 
 def transport_options(url: str) -> dict[str, Any]:
@@ -64,7 +70,12 @@ def connect(*, confirm: bool = True) -> Any:
     if _installed:
         app = _installed[0]
         return app.connection_for_write(connect_timeout=timeout, transport_options=options)
-    return Connection(broker_url(), connect_timeout=timeout, transport_options=options)
+    return Connection(
+        broker_url(),
+        transport=transport_of(broker_url()),
+        connect_timeout=timeout,
+        transport_options=options,
+    )
 
 
 def body_of(message: Any) -> bytes:

@@ -12,7 +12,7 @@ from cos_events import dead_letters, pause, telemetry
 from cos_events.attempt import ledger
 from cos_events.envelope import Envelope
 from cos_events.store import deliveries
-from cos_events.store.engine import get_engine, wait_at_most
+from cos_events.store.engine import get_engine, get_relaxed_engine, wait_at_most
 from cos_events.telemetry import names
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def count_death(subscriber: Subscriber, envelope: Envelope) -> int:
     Raises:
         LedgerAway: that could not be written.
     """
-    with ledger(), get_engine().begin() as connection:
+    with ledger(), get_relaxed_engine().begin() as connection:
         wait_at_most(connection, LOCK_TIMEOUT_MS)
         return deliveries.count_death(connection, subscriber.name, envelope.base_log_id)
 

@@ -52,16 +52,26 @@ def _receive_garbage(channel: Any) -> None:
         if command == "BRPOP" and response:
             key, item = response
             queue = key.decode().split(channel.sep)[0]
-            return key, item if is_wrapper(item) else wrap(item, queue)
+            return key, wrap(item, queue) if payload_of(item, queue)[1] else item
         return response
 
     client.parse_response = parse
 
 
-def is_wrapper(item: bytes) -> bool:
-    """Whether Kombu can make a message of this item."""
+def payload_of(item: bytes, queue: str) -> tuple[dict[str, Any], bool]:
+    """What Kombu makes a message of, and whether it had to be wrapped for that."""
     try:
-        wrapper = json.loads(item)
+        payload = json.loads(item)
+    except (ValueError, RecursionError):
+        payload = None
+    if _is_payload(payload):
+        return payload, False
+    wrapped: dict[str, Any] = json.loads(wrap(item, queue))
+    return wrapped, True
+
+
+def _is_payload(wrapper: Any) -> bool:
+    try:
         properties = wrapper["properties"]
         if properties.get("body_encoding") == "base64":
             base64.b64decode(wrapper["body"])
@@ -73,7 +83,7 @@ def is_wrapper(item: bytes) -> bool:
             and properties.get("body_encoding") in (None, "base64")
             and isinstance(wrapper.get("headers"), dict | None)
         )
-    except (ValueError, TypeError, KeyError, AttributeError, binascii.Error, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, binascii.Error):
         return False
 
 

@@ -57,10 +57,6 @@ def _ping_if_idle(connection: Any, record: ConnectionPoolEntry, _proxy: object) 
 
 
 _engine = PerProcess(lambda: make_engine(get_settings().database_url))
-_autocommit_engine = PerProcess(
-    # A pool of its own: to switch a connection's mode back and forth costs as much as a statement.
-    lambda: make_engine(get_settings().database_url, isolation_level="AUTOCOMMIT")
-)
 
 
 def _relax(connection: Any, _record: object) -> None:
@@ -69,13 +65,17 @@ def _relax(connection: Any, _record: object) -> None:
     connection.commit()
 
 
-def _make_relaxed_engine() -> Engine:
-    engine = make_engine(get_settings().database_url)
+def _make_relaxed_engine(**options: Any) -> Engine:
+    engine = make_engine(get_settings().database_url, **options)
     event.listen(engine, "connect", _relax)
     return engine
 
 
 _relaxed_engine = PerProcess(_make_relaxed_engine)
+_autocommit_engine = PerProcess(
+    # A pool of its own: to switch a connection's mode back and forth costs as much as a statement.
+    lambda: _make_relaxed_engine(isolation_level="AUTOCOMMIT")
+)
 
 
 def get_engine() -> Engine:
@@ -84,7 +84,7 @@ def get_engine() -> Engine:
 
 
 def get_autocommit_engine() -> Engine:
-    """One more on `DATABASE_URL`, for single statements: each commits by itself, in one trip."""
+    """The relaxed engine for single statements: each commits by itself, in one trip."""
     return _autocommit_engine.get()
 
 
