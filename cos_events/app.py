@@ -59,12 +59,10 @@ def register_subscriptions(app: Celery) -> None:
 
 
 def _bound_waiting(sender: Celery, **_: Any) -> None:
-    """Fast, and failing in bounded time: where the application does not say otherwise."""
+    """Let a frozen broker fail in bounded time, where the application does not say otherwise."""
     conf = sender.conf
     bounds = broker.transport_options(broker.broker_url())
     conf.broker_transport_options = {**bounds, **(conf.broker_transport_options or {})}
-    if conf.broker_transport is None:
-        conf.broker_transport = broker.transport_of(broker.broker_url())
 
 
 _DEFAULTS = {
@@ -74,6 +72,14 @@ _DEFAULTS = {
     # What runs goes on; the ledger lets the redelivered copy of it run nothing.
     "worker_cancel_long_running_tasks_on_connection_loss": False,
 }
+
+
+@signals.celeryd_init.connect
+def _choose_transport(instance: Any, **_: Any) -> None:
+    # In workers only: Flower's page of the broker knows Kombu's own transports alone.
+    app: Celery = instance.app
+    if DeliveryStep in app.steps["consumer"] and app.conf.broker_transport is None:
+        app.conf.broker_transport = broker.transport_of(broker.broker_url())
 
 
 @signals.celeryd_init.connect

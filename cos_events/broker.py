@@ -39,7 +39,8 @@ def on_rabbitmq() -> bool:
 
 def transport_of(url: str) -> str | None:
     """Which transport of Kombu to use where nobody says; None for what the URL's scheme means."""
-    return redis_transport.NAME if url.startswith(("redis://", "rediss://")) else None
+    names = {"redis": redis_transport.NAME, "rediss": redis_transport.TLS_NAME}
+    return names.get(url.partition("://")[0])
 
 
 def transport_options(url: str) -> dict[str, Any]:
@@ -69,7 +70,10 @@ def connect(*, confirm: bool = True) -> Any:
         options["confirm_publish"] = confirm
     if _installed:
         app = _installed[0]
-        return app.connection_for_write(connect_timeout=timeout, transport_options=options)
+        transport = app.conf.broker_transport or transport_of(broker_url())
+        return app.connection_for_write(
+            connect_timeout=timeout, transport=transport, transport_options=options
+        )
     return Connection(
         broker_url(),
         transport=transport_of(broker_url()),

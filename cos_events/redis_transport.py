@@ -6,10 +6,9 @@ a queue is popped along with the first message, within the prefetch window, and 
 together, at most `GATHER_SECONDS` late. Names and forms of the keys are Kombu's, so workers with
 either transport may share a Redis.
 
-For any Celery application: set `broker_transport = "cos_events.redis_transport:Transport"` and keep
-the URL; or import this module, and use the scheme `redis-batch://` (`rediss-batch://` for TLS).
-Without `ssl_cert_reqs` a TLS server's certificate is checked. Sentinel and Cluster are not
-supported.
+For any Celery application: import this module, and give `broker_url` the scheme `redis-batch://`
+(`rediss-batch://` for TLS); or keep the URL and set `broker_transport` to one of these. Without
+`ssl_cert_reqs` a TLS server's certificate is checked. Sentinel and Cluster are not supported.
 
 What is popped is noted among the unacknowledged in the same script, so that a killed worker loses
 none of it; but for the first message of a fetch, which BRPOP takes, as with Kombu's own.
@@ -39,6 +38,9 @@ from cos_events.redis_guard import payload_of, wrap
 
 # The stubs know too little of these classes.
 _redis: Any = redis
+
+NAME, TLS_NAME = "redis-batch", "rediss-batch"
+"""For Celery's `broker_transport`, Kombu's `transport`, or as the scheme of a URL."""
 
 MAX_FETCH = 100
 """The most messages of one fetch."""
@@ -112,13 +114,12 @@ class QoS(_redis.QoS):  # type: ignore[misc]
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back; what is no message of Kombu's is wrapped as one first."""
-        try:
-            super().restore_by_tag(tag, client, leftmost)
-        except ValueError:
-            with self.channel.conn_or_acquire(client) as own:
-                item, _, queue = own.hget(self.unacked_key, tag)[1:-1].rpartition(b',"",')
+        with self.channel.conn_or_acquire(client) as own:
+            note = own.hget(self.unacked_key, tag) or b""
+            item, ours, queue = note[1:-1].rpartition(b',"",')
+            if ours and payload_of(item, json.loads(queue))[1]:
                 own.hset(self.unacked_key, tag, _note(wrap(item, json.loads(queue)), queue))
-            super().restore_by_tag(tag, client, leftmost)
+        super().restore_by_tag(tag, client, leftmost)
 
 
 def _note(item: bytes, queue: bytes) -> bytes:
@@ -228,10 +229,9 @@ class Transport(_redis.Transport):  # type: ignore[misc]
         if "master_name" in client.transport_options:
             raise KombuError(
                 "cos_events.redis_transport does not support Redis Sentinel: "
-                "use sentinel:// without broker_transport"
+                "use sentinel:// and leave broker_transport alone"
             )
-        url = str(client._initial_params["hostname"])  # noqa: SLF001 - nothing else keeps the scheme
-        if url.startswith("rediss") and not client.ssl:
+        if client.transport_cls == TLS_NAME and not client.ssl:
             # Kombu does so for its own scheme alone, and without a look at the certificate.
             client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         super().__init__(client, **kwargs)
@@ -242,8 +242,5 @@ class Transport(_redis.Transport):  # type: ignore[misc]
         super().register_with_event_loop(connection, loop)
 
 
-NAME = f"{__name__}:Transport"
-"""For Celery's `broker_transport`, and Kombu's `transport`."""
-
-for _scheme in ("redis-batch", "rediss-batch"):
-    TRANSPORT_ALIASES.setdefault(_scheme, NAME)
+for _name in (NAME, TLS_NAME):
+    TRANSPORT_ALIASES.setdefault(_name, f"{__name__}:Transport")

@@ -125,4 +125,6 @@ def _pusher() -> Callable[[str], object]:
         client = redis.Redis.from_url(broker.broker_url())
         return lambda raw: client.lpush(FLOOR, raw)
     channel = broker.connect(confirm=False).channel()
-    return lambda raw: channel.basic_publish(channel.prepare_message(raw), routing_key=FLOOR)
+    return lambda raw: channel.basic_publish(
+        channel.prepare_message(raw.encode()), routing_key=FLOOR
+    )

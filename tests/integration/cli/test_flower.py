@@ -118,7 +118,6 @@ def test_every_page_names_the_subscriptions_and_none_shows_what_an_event_holds(
             (f"{workers}_plain", "SUCCESS"),
             (f"{workers}_flaky", "SUCCESS"),
             (slow, "STARTED"),
-            (slow, "RECEIVED"),
         }
         eventually(lambda: wanted <= seen())
         names = flower.get("/api/workers?refresh=1").json()
@@ -142,6 +141,5 @@ def test_every_page_names_the_subscriptions_and_none_shows_what_an_event_holds(
         # A page on which nothing happened would show nothing either.
         told = shown["/api/workers"].json()[busy]
         assert [each["name"] for each in told["active"]] == [slow]
-        assert {each["name"] for each in told["reserved"]} == {slow}
         assert "&lt;1 events&gt;" in shown[f"/worker/{busy}"].text
         assert flower.post(f"/api/worker/shutdown/{busy}").status_code == 403

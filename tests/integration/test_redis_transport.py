@@ -1,0 +1,310 @@
+"""The transport for Redis: nothing is lost, whatever it does together."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu import Connection, Consumer, Producer, Queue
+from kombu.asynchronous import Hub
+from kombu.exceptions import KombuError
+from redis import Redis
+
+from cos_events import broker, install, redis_transport
+from cos_events.app import _choose_transport
+from cos_events.embedded import Servers
+from cos_events.redis_transport import GATHER_SECONDS, NAME, TLS_NAME
+
+FAST = {"transport": NAME}
+STOCK: dict[str, str] = {}
+VISIBLE_AT_ONCE = {"visibility_timeout": 0, "unacked_restore_throttle": 1}
+
+
+@pytest.fixture
+def url(servers: Servers) -> Iterator[str]:
+    """An empty database of the tests' Valkey."""
+    found = f"{servers.redis_url.rpartition('/')[0]}/5"
+    with Redis.from_url(found) as client:
+        client.flushdb()
+    yield found
+    with Redis.from_url(found) as client:
+        client.flushdb()
+
+
+@pytest.fixture
+def redis(url: str) -> Iterator[Redis]:
+    with Redis.from_url(url) as client:
+        yield client
+
+
+def send(url: str, queue: str, *numbers: int, priority: int = 0) -> None:
+    with Connection(url, **FAST) as connection, connection.channel() as channel:
+        for number in numbers:
+            Producer(channel).publish(number, routing_key=queue, priority=priority)
+
+
+class Receiver:
+    """A consumer outside of any event loop, which keeps the messages that it got."""
+
+    def __init__(self, connection: Connection, queues: list[str], prefetch: int = 0) -> None:
+        self.messages: list[Any] = []
+        self.channel: Any = connection.channel()
+        self._connection = connection
+        self._consumer = Consumer(
+            self.channel,
+            [Queue(name) for name in queues],
+            on_message=self.messages.append,
+            accept=["json"],
+            prefetch_count=prefetch,
+        )
+        self._consumer.consume()
+
+    def receive(self, count: int) -> list[Any]:
+        """Wait until it has so many; returns their bodies."""
+        deadline = time.monotonic() + 20
+        while len(self.messages) < count:
+            assert time.monotonic() < deadline, self.messages
+            try:
+                self._connection.drain_events(timeout=1)
+            except TimeoutError:
+                continue
+        return [each.decode() for each in self.messages]
+
+
+@pytest.fixture
+def receiver(url: str) -> Iterator[Callable[..., Receiver]]:
+    """Start a receiver; each has a connection of its own."""
+    connections: list[Connection] = []
+
+    def start(*queues: str, prefetch: int = 0, **options: Any) -> Receiver:
+        connections.append(Connection(url, **{**FAST, **options}))
+        return Receiver(connections[-1], list(queues), prefetch)
+
+    yield start
+    for each in connections:
+        each.release()
+
+
+def test_what_waits_comes_in_one_fetch_in_order_and_is_noted_until_it_is_acknowledged(
+    url: str, redis: Redis, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "q", *range(30))
+    worker = receiver("q")
+    assert worker.receive(1) == list(range(30))
+    assert (redis.llen("q"), redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 30, 30)
+    for message in worker.messages:
+        message.ack()
+    assert (redis.hlen("unacked"), redis.zcard("unacked_index")) == (0, 0)
+
+
+def test_a_fetch_stays_within_the_prefetch_window(
+    url: str, redis: Redis, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "q", *range(30))
+    worker = receiver("q", prefetch=4)
+    assert worker.receive(4) == [0, 1, 2, 3]
+    assert redis.llen("q") == 26
+    for message in worker.messages[:2]:
+        message.ack()
+    assert worker.receive(6) == [0, 1, 2, 3, 4, 5]
+    assert redis.llen("q") == 24
+
+
+def test_of_several_queues_none_waits_for_another_to_be_empty(
+    url: str, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "long", *range(200))
+    send(url, "short", 1_000)
+    worker = receiver("long", "short", prefetch=10)
+    while 1_000 not in worker.receive(len(worker.messages) + 1):
+        for message in worker.messages:
+            if not message.acknowledged:
+                message.ack()
+    assert len(worker.messages) < 200
+
+
+def test_what_is_urgent_comes_first(url: str, receiver: Callable[..., Receiver]) -> None:
+    # Kombu's Redis: a small number is urgent.
+    send(url, "q", *range(3), priority=9)
+    send(url, "q", *range(10, 13), priority=0)
+    assert receiver("q").receive(6) == [10, 11, 12, 0, 1, 2]
+
+
+def test_a_rejected_message_is_dropped_and_a_requeued_one_comes_back_marked(
+    url: str, redis: Redis, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "q", 1, 2)
+    worker = receiver("q")
+    worker.receive(2)
+    worker.messages[0].reject()
+    worker.messages[1].requeue()
+    assert worker.receive(3) == [1, 2, 2]
+    assert worker.messages[2].delivery_info["redelivered"] is True
+    worker.messages[2].ack()
+    assert redis.hlen("unacked") == 0
+
+
+def test_closing_puts_back_what_is_not_acknowledged(
+    url: str, redis: Redis, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "q", *range(5))
+    worker = receiver("q")
+    worker.receive(5)
+    worker.messages[0].ack()
+    worker.channel.close()
+    assert (redis.llen("q"), redis.hlen("unacked")) == (4, 0)
+    assert sorted(receiver("q").receive(4)) == [1, 2, 3, 4]
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, ".")
+from kombu import Connection, Consumer, Queue
+from cos_events.redis_transport import NAME
+got = []
+def take(message):
+    got.append(message)
+    if len(got) == 20:
+        os._exit(9)
+with Connection(sys.argv[1], transport=NAME) as connection, connection.channel() as channel:
+    with Consumer(channel, [Queue("q")], on_message=take):
+        while True:
+            connection.drain_events()
+"""
+
+
+@pytest.mark.parametrize("successor", [FAST, STOCK], ids=["this transport", "Kombu's own"])
+def test_what_a_killed_worker_had_comes_again_to_either_transport(
+    url: str, redis: Redis, receiver: Callable[..., Receiver], successor: dict[str, str]
+) -> None:
+    send(url, "q", *range(40))
+    killed = subprocess.run([sys.executable, "-c", KILLED, url], check=False, timeout=60)
+    assert killed.returncode == 9
+    assert (redis.llen("q"), redis.hlen("unacked")) == (0, 40)
+    options: dict[str, Any] = {"transport_options": VISIBLE_AT_ONCE, **successor}
+    if not successor:
+        options["transport"] = None
+    worker = receiver("q", **options)
+    assert sorted(worker.receive(40)) == list(range(40))
+    assert all(message.delivery_info["redelivered"] for message in worker.messages)
+
+
+GARBAGE = [b"\xff\xfe", b"not json", b"[]", b'{"body": 1}', b"[" * 3_000, b'"a","",b"']
+
+
+def test_garbage_in_a_queue_arrives_as_its_bytes(
+    url: str, redis: Redis, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "q", 1)
+    for each in GARBAGE:
+        redis.lpush("q", each)
+    send(url, "q", 2)
+    worker = receiver("q")
+    deadline = time.monotonic() + 20
+    while len(worker.messages) < len(GARBAGE) + 2 and time.monotonic() < deadline:
+        worker.receive(len(worker.messages[:1]))
+        worker._connection.drain_events(timeout=1) if len(worker.messages) < 8 else None
+    assert [bytes(each.body) for each in worker.messages[1:-1]] == GARBAGE
+    worker.channel.close()
+    assert (redis.llen("q"), redis.hlen("unacked")) == (len(GARBAGE) + 2, 0)
+
+
+def test_garbage_that_a_killed_worker_had_noted_comes_again(
+    redis: Redis, receiver: Callable[..., Receiver]
+) -> None:
+    for number, each in enumerate(GARBAGE):
+        redis.hset("unacked", f"t.{number}", b"[" + each + b',"","q"]')
+        redis.zadd("unacked_index", {f"t.{number}": 1})
+    worker = receiver("q", transport_options=VISIBLE_AT_ONCE)
+    deadline = time.monotonic() + 20
+    while len(worker.messages) < len(GARBAGE) and time.monotonic() < deadline:
+        try:
+            worker._connection.drain_events(timeout=1)
+        except TimeoutError:
+            continue
+    assert sorted(bytes(each.body) for each in worker.messages) == sorted(GARBAGE)
+
+
+def test_in_a_workers_loop_acknowledgements_go_together_and_soon(
+    url: str, redis: Redis, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "q", *range(10))
+    worker = receiver("q")
+    worker.receive(10)
+    hub = Hub()
+    worker.channel.connection.register_with_event_loop(worker._connection.connection, hub)
+    for message in worker.messages:
+        message.ack()
+    assert redis.hlen("unacked") == 10
+    deadline = time.monotonic() + 20
+    while redis.hlen("unacked") and time.monotonic() < deadline:
+        time.sleep(GATHER_SECONDS)
+        hub.fire_timers()
+    assert redis.hlen("unacked") == 0
+    hub.close()
+
+
+def test_messages_that_nobody_acknowledges_are_not_noted(
+    url: str, redis: Redis, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "q", 1, 2)
+    worker = receiver()
+    worker.channel.basic_consume("q", True, worker.messages.append, "tag")
+    assert worker.receive(2) == [1, 2]
+    assert redis.hlen("unacked") == 0
+
+
+def test_a_tls_server_is_spoken_to_by_tls_and_its_certificate_is_checked() -> None:
+    for connection in (
+        Connection("rediss://127.0.0.1:1/0", transport=TLS_NAME),
+        Connection("rediss-batch://127.0.0.1:1/0"),
+    ):
+        assert isinstance(connection.transport, redis_transport.Transport)
+        assert connection.ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    chosen = Connection("rediss://127.0.0.1:1/0?ssl_cert_reqs=optional", transport=TLS_NAME)
+    assert chosen.transport.client.ssl == {"ssl_cert_reqs": ssl.CERT_OPTIONAL}
+
+
+def worker_of(app: Celery) -> Celery:
+    """The application as a worker has it."""
+    _choose_transport(SimpleNamespace(app=app))
+    return app
+
+
+def test_sentinel_is_refused_with_what_to_do_instead() -> None:
+    options = {"master_name": "main"}
+    connection = Connection("redis://127.0.0.1:1/0", transport=NAME, transport_options=options)
+    with pytest.raises(KombuError, match="use sentinel://"):
+        connection.transport  # noqa: B018 - made when it is asked for
+
+
+def test_any_celery_application_may_use_it_by_its_scheme(url: str) -> None:
+    app = Celery("other", broker=url.replace("redis://", "redis-batch://"), set_as_current=False)
+    with app.connection_for_write() as connection:
+        connection.connect()
+        assert isinstance(connection.transport, redis_transport.Transport)
+
+
+def test_workers_and_the_bus_use_it_unless_the_application_says_otherwise(
+    environment: Callable[..., None], url: str
+) -> None:
+    plain = install(Celery("plain", broker=url, set_as_current=False))
+    assert plain.connection_for_write().transport_cls == "redis"
+    assert broker.connect().transport_cls == NAME
+    assert worker_of(plain).connection_for_read().transport_cls == NAME
+    tls = install(Celery("tls", broker="rediss://127.0.0.1:1/0", set_as_current=False))
+    assert worker_of(tls).connection_for_read().transport_cls == TLS_NAME
+    assert broker.connect().transport_cls == TLS_NAME
+    own = install(Celery("own", broker=url, set_as_current=False))
+    own.conf.broker_transport = "redis"
+    assert worker_of(own).connection_for_read().transport_cls == "redis"
+    assert broker.connect().transport_cls == "redis"
+    other = install(Celery("other", broker="amqp://127.0.0.1//", set_as_current=False))
+    assert worker_of(other).conf.broker_transport is None
