@@ -47,7 +47,7 @@ Closed early, it mends what it has broken.
 PATIENCE = 60.0
 """Seconds that a fault waits for what it needs: a process to be there, an event to come by."""
 
-TRIES = 4
+TRIES = 12
 """How often, in that time, it brings about what a process needs to come to a kill point."""
 
 
