@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,9 +47,6 @@ Closed early, it mends what it has broken.
 
 PATIENCE = 60.0
 """Seconds that a fault waits for what it needs: a process to be there, an event to come by."""
-
-TRIES = 12
-"""How often, in that time, it brings about what a process needs to come to a kill point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +120,14 @@ def _kill_child(bench: Bench, planned: Planned) -> Fault:
 
 def _kill_at(bench: Bench, planned: Planned) -> Fault:
     name = planned.kind
-    bring_about = {"relay": _lose_events, "feeder": _hold}.get(name.partition(".")[0])
+    bring_about, again_after = _NEEDS.get(name.partition(".")[0], (None, PATIENCE))
     bench.trigger.arm(name, "group" if planned.pick < 0.5 else "process")
+    deadline = time.monotonic() + PATIENCE
     try:
-        # What is brought about may pass before a process comes to the point.
-        for _ in range(TRIES):
+        while bench.trigger.fired(name) is None and time.monotonic() < deadline:
             if bring_about:
                 yield from bring_about(bench)
-            yield Wait(PATIENCE / TRIES, lambda: bench.trigger.fired(name) is not None)
-            if bench.trigger.fired(name):
-                break
+            yield Wait(again_after, lambda: bench.trigger.fired(name) is not None)
     finally:
         bench.trigger.disarm(name)
     shot = bench.trigger.fired(name)
@@ -165,6 +161,14 @@ def _hold(bench: Bench) -> Generator[Wait, None, None]:
                 held.begin_to_hold(connection, name)
                 break
             yield Wait(0.5)
+
+
+_NEEDS: dict[str, tuple[Callable[[Bench], Generator[Wait, None, None]], float]] = {
+    "relay": (_lose_events, 10.0),
+    "feeder": (_hold, 0.25),
+}
+"""What brings a process to a kill point of these, and after how many seconds again: what waits for
+the feeder may have gone before a publisher comes by."""
 
 
 def _on_wire(name: str) -> dict[str, Kind]:
