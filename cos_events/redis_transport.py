@@ -87,7 +87,8 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         """Acknowledge it soon."""
         virtual.QoS.ack(self, delivery_tag)
         self._acknowledged.append(delivery_tag)
-        loop = self.channel.connection.loop
+        # A closed channel has no connection any more.
+        loop = getattr(self.channel.connection, "loop", None)
         if loop is None or len(self._acknowledged) >= MAX_GATHERED:
             self.flush()
         elif len(self._acknowledged) == 1:
