@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
@@ -219,8 +220,8 @@ class BenchRun:
 
 def _memory(on: Stage) -> dict[str, float]:
     """Resident memory of each worker with its pool, in MiB."""
-    listed = subprocess.run(
-        ["ps", "-e", "-o", "pgid=,rss="],  # noqa: S607 - wherever the system has it
+    listed = subprocess.run(  # noqa: S603 - the system's own
+        [shutil.which("ps") or "/bin/ps", "-e", "-o", "pgid=,rss="],
         capture_output=True,
         text=True,
         check=True,
