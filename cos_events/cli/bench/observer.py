@@ -47,12 +47,17 @@ def _ready() -> None:
     print(READY.decode(), flush=True)
 
 
+def _client(url: str) -> redis.Redis:
+    # It outlives a server that stands still for as long as a run freezes it.
+    return redis.Redis.from_url(url, socket_timeout=None)
+
+
 def _note(marks: Marks, raw: Any) -> None:
     marks.put(number_of(json.loads(raw)["data"]))
 
 
 def _hear(marks: Marks) -> None:
-    with redis.Redis.from_url(get_settings().redis_url) as client, client.pubsub() as listener:
+    with _client(get_settings().redis_url) as client, client.pubsub() as listener:
         listener.subscribe(FLOOR)
         listener.psubscribe("mem0.recorded.*")
         subscribed = 0
@@ -66,7 +71,7 @@ def _hear(marks: Marks) -> None:
 
 
 def _pop(marks: Marks) -> None:
-    with redis.Redis.from_url(broker.broker_url()) as client:
+    with _client(broker.broker_url()) as client:
         _ready()
         while True:
             if (item := client.brpop([FLOOR], timeout=1)) is not None:
