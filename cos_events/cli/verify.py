@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--wait",
     default=0.0,
     type=click.FloatRange(min=0),
-    help="Wait up to so many seconds until nothing is held, waiting or in flight.",
+    help="Wait up to so many seconds until nothing is held, waiting, in flight or missing.",
 )
 @click.option("--subscription", help="Only this one.")
 @click.option("--module", help="Only events of this source module.")
@@ -102,7 +102,9 @@ def _unrecorded(scope: Scope, *, heal: bool) -> Unrecorded:
 
 
 def settled_accounts(grace: float, wait: float, scope: Scope | None = None) -> list[Account]:
-    """The accounts, once nothing moves any more or `wait` seconds are over.
+    """The accounts, once all is delivered or dead, or `wait` seconds are over.
+
+    What is missing is waited for too: the relay sends it again.
 
     Raises:
         SubscriptionError: there is no such subscription.
@@ -110,8 +112,8 @@ def settled_accounts(grace: float, wait: float, scope: Scope | None = None) -> l
     deadline = time.monotonic() + wait
     while True:
         accounts = [_counting_queued(each) for each in _accounts(grace, scope)]
-        moving = any(each.waiting or each.in_flight or each.held for each in accounts)
-        if not moving or time.monotonic() >= deadline:
+        owed = any(each.waiting or each.in_flight or each.held or each.missing for each in accounts)
+        if not owed or time.monotonic() >= deadline:
             return accounts
         time.sleep(0.2)
 
