@@ -124,15 +124,18 @@ def test_committed_is_always_the_sum_of_the_other_counts(
     assert code == int(any(expected))
 
 
-def test_waiting_ends_as_soon_as_nothing_moves(
+@pytest.mark.parametrize(("published", "counted_as"), [(1, "in_flight"), (3600, "missing")])
+def test_waiting_ends_as_soon_as_nothing_is_owed(
+    published: int,
+    counted_as: str,
     subscribe: Callable[..., None],
     add_event: Callable[..., object],
     verify: Verify,
     database: Engine,
 ) -> None:
     subscribe("mailer")
-    event = add_event(published=1)
-    assert verify("--wait", "0.3")[1]["mailer"]["in_flight"] == 1
+    event = add_event(published=published)
+    assert verify("--wait", "0.3")[1]["mailer"][counted_as] == 1
 
     def deliver() -> None:
         with Session(database) as session, session.begin():
