@@ -15,10 +15,8 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,11 +25,11 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from cos_events.cli.processes import program
 from cos_events.cli.servers import use
 from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
 from cos_events.embedded.process import free_port
-
-PROGRAM = str(Path(sys.executable).with_name("cos-events"))
+from cos_events.faults.folder import own_folder
 
 
 def show(state: str, client: httpx.Client, requests: int) -> None:
@@ -55,34 +53,13 @@ def show(state: str, client: httpx.Client, requests: int) -> None:
     )
 
 
-@contextmanager
-def running(folder: Path, port: int) -> Iterator[None]:
-    """`cos-events up` on the servers of the environment."""
-    log = folder / "up.log"
-    with log.open("wb") as out:
-        up = subprocess.Popen(
-            [PROGRAM, "up", "--data", str(folder / "home")], stdout=out, stderr=out
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while b"\nready; " not in log.read_bytes():
-            if up.poll() is not None or time.monotonic() > deadline:
-                sys.exit(log.read_text())
-            time.sleep(0.1)
-        yield
-    finally:
-        up.send_signal(signal.SIGTERM)
-        up.wait(60)
-
-
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=100)
     requests = parser.parse_args().requests
-    with tempfile.TemporaryDirectory() as name, ExitStack() as endings:
-        folder = Path(name)
-        folder.chmod(0o755)
+    with own_folder() as home, ExitStack() as endings:
+        folder = home.path
         postgres = EmbeddedPostgres(folder / "postgres", secrets.token_urlsafe(16))
         valkey = EmbeddedValkey(folder / "valkey", secrets.token_urlsafe(16))
         for server in (postgres, valkey):
@@ -91,7 +68,8 @@ def main() -> None:
         use(database_url=postgres.url, redis_url=valkey.url, broker_url=valkey.url)
         port = free_port()
         os.environ |= {"COS_EVENTS_API_PORT": str(port), "FLOWER_PORT": str(free_port())}
-        endings.enter_context(running(folder, port))
+        up = ["cos_events", "up", "--data", str(folder / "home")]
+        endings.enter_context(program("up", folder, b"\nready; ", up))
         client = endings.enter_context(
             httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
         )
@@ -103,7 +81,7 @@ def main() -> None:
         valkey.stop()
         show("stopped", client, requests // 5)
         valkey.start()
-        subprocess.run([PROGRAM, "verify", "--wait", "150"], check=False)
+        subprocess.run([sys.executable, "-m", "cos_events", "verify", "--wait", "150"], check=False)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _unrecorded(scope: Scope, *, heal: bool) -> Unrecorded:
 
 
 def settled_accounts(grace: float, wait: float, scope: Scope | None = None) -> list[Account]:
-    """The accounts, once all is delivered or dead, or `wait` seconds are over.
+    """The accounts, once nothing is owed any more or `wait` seconds are over.
 
     What is missing is waited for too: the relay sends it again.
 
