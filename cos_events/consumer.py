@@ -1,19 +1,17 @@
-"""The worker step that turns deliveries into task executions, in place.
+"""The worker's steps: deliveries and wake-ups become task executions, in place.
 
 A broadcast carries the plain envelope. Here it becomes an execution of its subscription's Celery
 task without a second trip over the broker, so that acknowledging the task acknowledges the
-delivery. Everything of Celery's worker that this touches is in this file:
+delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
+this touches is in this file:
 `Consumer.create_task_handler`, `on_decode_error`, `initial_prefetch_count`, `timer` and
 `task_buckets`' strategies stay Celery's own.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
@@ -25,82 +23,18 @@ from celery.exceptions import Reject, TimeLimitExceeded, WorkerLostError
 from celery.worker.consumer import Consumer, Tasks
 from celery.worker.request import Request
 from kombu.message import Message
-from kombu.utils.uuid import uuid
 
 from cos_events import telemetry
-from cos_events.broker import body_of
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail
+from cos_events.gathering import Batching, Merge, Queueing, delivery_of, is_redelivered, wake_up_of
 from cos_events.redis_guard import guard
 from cos_events.relay import Relay
 from cos_events.subscribers import Subscriber, subscribers_of
-from cos_events.task_message import EMBED, REDELIVERED, task_headers
-from cos_events.topology import PUBLISH_QUEUE
+from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
 
-TASK_SECONDS = 0.05
-"""How long the calls of one task shall take: what a killed worker has done is done again."""
-
-MAX_AT_ONCE = 100
-"""The most messages of one task, where the subscription handles them singly."""
-
-
-class TaskMessage(Message):
-    """A task message of Celery's protocol 2 made of one or more broker messages.
-
-    Acknowledging or rejecting it does so to each of them, and calls `on_end`.
-    """
-
-    def __init__(
-        self,
-        subscriber: Subscriber,
-        parts: list[Message],
-        on_end: Callable[[], object] = lambda: None,
-    ) -> None:
-        task_id = uuid()
-        super().__init__(
-            body=json.dumps(
-                [[[body_of(part).decode("utf-8", "surrogateescape") for part in parts]], {}, EMBED]
-            ),
-            content_type="application/json",
-            content_encoding="utf-8",
-            delivery_info={
-                **parts[0].delivery_info,
-                "redelivered": any(part.delivery_info.get("redelivered") for part in parts),
-            },
-            properties={"correlation_id": task_id, "delivery_mode": 2},
-            headers=task_headers(subscriber.name, task_id, f"(<{len(parts)} events>,)")
-            | {
-                REDELIVERED: any(is_redelivered(part) for part in parts),
-                telemetry.TRACEPARENTS: [_traceparent(part) for part in parts],
-            },
-            accept={"application/json"},
-            channel=parts[0].channel,
-            delivery_tag=parts[0].delivery_tag,
-        )
-        self.parts = parts
-        self._on_end = on_end
-
-    def ack(self, multiple: bool = False) -> None:
-        """Acknowledge every part."""
-        try:
-            for part in self.parts:
-                part.ack(multiple=multiple)
-        finally:
-            self._on_end()
-
-    def reject(self, requeue: bool = False) -> None:
-        """Reject every part."""
-        try:
-            for part in self.parts:
-                part.reject(requeue=requeue)
-        finally:
-            self._on_end()
-
-
-def _traceparent(message: Message) -> str | None:
-    headers = message.headers
-    found = headers.get(telemetry.TRACEPARENT) if isinstance(headers, dict) else None
-    return found if isinstance(found, str) else None
+WAKE_UPS_IN_HAND = 100
+"""The least prefetch of a publisher: so many wake-ups may share one task."""
 
 
 class DeliveryRequest(Request):
@@ -146,95 +80,6 @@ class DeliveryRequest(Request):
                     fail(task, task.subscriber, raw, self.request_dict["retries"], error)
 
 
-class Gathering:
-    """The messages of one subscription that wait to be handled in one call."""
-
-    def __init__(self, subscriber: Subscriber, timer: Any, run: Callable[[Message], None]) -> None:
-        self._subscriber = subscriber
-        self._timer = timer
-        self._run = run
-        self._parts: list[Message] = []
-        self._timeout: Any = None
-        # Without an event loop the worker's timer is a thread.
-        self._lock = threading.Lock()
-
-    def add(self, message: Message) -> None:
-        """Take one more; a full batch runs at once."""
-        with self._lock:
-            self._parts.append(message)
-            if len(self._parts) < self._subscriber.batch_size:
-                if self._timeout is None and self._subscriber.batch_size > 1:
-                    self._timeout = self._timer.call_after(
-                        self._subscriber.batch_timeout, self.flush
-                    )
-                return
-        self.flush()
-
-    def alone(self, message: Message) -> None:
-        """Run one by itself."""
-        self._run(TaskMessage(self._subscriber, [message]))
-
-    def flush(self) -> None:
-        """Run what there is."""
-        with self._lock:
-            parts, self._parts = self._parts, []
-            timeout, self._timeout = self._timeout, None
-        if timeout is not None:
-            timeout.cancel()
-        if parts:
-            self._run(TaskMessage(self._subscriber, parts))
-
-    def forget(self) -> None:
-        """Leave what there is to the broker: its connection is gone, it will deliver again."""
-        with self._lock:
-            self._parts.clear()
-
-
-class Queueing(Gathering):
-    """The messages of a subscription that handles them singly, while every process has some.
-
-    A task costs more than a short handler. So what arrives meanwhile goes to the next free process
-    in one task, though each message still is a call of its own: as many as its calls have lately
-    taken `TASK_SECONDS` for. Where a process is free, a message never waits for another.
-
-    Parameters:
-        processes: how many of its tasks may run at once.
-    """
-
-    def __init__(
-        self, subscriber: Subscriber, timer: Any, run: Callable[[Message], None], processes: int
-    ) -> None:
-        super().__init__(subscriber, timer, run)
-        self._processes = processes
-        self._running = 0
-        self._at_once = 1
-
-    def add(self, message: Message) -> None:
-        """Take one more; it runs at once if a process is free."""
-        with self._lock:
-            self._parts.append(message)
-        self.flush()
-
-    def flush(self) -> None:
-        """Run what there is, as far as processes are free."""
-        while True:
-            with self._lock:
-                if not self._parts or self._running >= self._processes:
-                    return
-                parts = self._parts[: self._at_once]
-                del self._parts[: self._at_once]
-                self._running += 1
-            end = partial(self._end, len(parts), time.monotonic())
-            self._run(TaskMessage(self._subscriber, parts, end))
-
-    def _end(self, count: int, begun: float) -> None:
-        each = (time.monotonic() - begun) / count
-        with self._lock:
-            self._running -= 1
-            self._at_once = max(1, min(MAX_AT_ONCE, 2 * count, int(TASK_SECONDS / each)))
-        self.flush()
-
-
 def may_queue(subscriber: Subscriber, task: Any) -> bool:
     """Whether several messages may share a task: nothing is asked for that counts by the task."""
     conf = task.app.conf
@@ -251,7 +96,7 @@ def may_queue(subscriber: Subscriber, task: Any) -> bool:
 
 
 class DeliveryStep(bootsteps.StartStopStep):
-    """Lets a Celery worker consume subscriptions' queues; does nothing for other queues."""
+    """Lets a Celery worker consume the bus's queues; does nothing for other queues."""
 
     requires = (Tasks,)
 
@@ -259,15 +104,17 @@ class DeliveryStep(bootsteps.StartStopStep):
         super().__init__(consumer, **options)
         self._consumer = consumer
         self._subscribers = subscribers_of(consumer.app)
-        self._gatherings: dict[str, Gathering] = {}
+        self._gatherings: dict[str, Batching | Queueing] = {}
+        self._wake_ups: Queueing | None = None
         self._make_task_handler = consumer.create_task_handler
         self._on_decode_error = consumer.on_decode_error
         consumer.create_task_handler = self._create_task_handler
         consumer.on_decode_error = self._undecodable
-        # A batch can only fill if the broker hands out that many at once.
+        # Only what the broker has handed out can be gathered.
         consumer.initial_prefetch_count = max(
             consumer.initial_prefetch_count,
             2 * sum(s.batch_size for s in self._subscribers.values() if s.batch_size > 1),
+            WAKE_UPS_IN_HAND if is_publisher(consumer) else 0,
         )
 
     def start(self, consumer: Any) -> None:
@@ -277,35 +124,46 @@ class DeliveryStep(bootsteps.StartStopStep):
 
     def stop(self, _consumer: Consumer) -> None:
         """The connection is going away, and the gathered messages with it."""
-        for gathering in self._gatherings.values():
-            gathering.forget()
+        for gathering in (*self._gatherings.values(), self._wake_ups):
+            if gathering is not None:
+                gathering.forget()
 
     def _create_task_handler(self) -> Callable[[Message], None]:
         run = self._make_task_handler()
         self._gatherings = {
             name: self._gather(subscriber, run) for name, subscriber in self._subscribers.items()
         }
+        # Without an event loop an acknowledgement is only seen when the next message comes.
+        self._wake_ups = self._queueing(wake_up_of, run) if self._consumer.hub else None
 
         def on_message(message: Message) -> None:
             gathering = self._gathering_of(message)
-            if gathering is None or is_retry(message):
+            if gathering is None:
+                gather = self._wake_ups if is_wake_up(message) else None
+                (gather.add if gather else run)(message)
+            elif is_retry(message):
                 run(message)
             elif is_redelivered(message):
                 # By itself: an earlier copy may have killed its worker.
-                gathering.alone(message)
+                run(delivery_of(message.delivery_info["routing_key"], [message]))
             else:
                 gathering.add(message)
 
         return on_message
 
-    def _gather(self, subscriber: Subscriber, run: Callable[[Message], None]) -> Gathering:
-        consumer = self._consumer
-        # Without an event loop an acknowledgement is only seen when the next message comes.
+    def _gather(
+        self, subscriber: Subscriber, run: Callable[[Message], None]
+    ) -> Batching | Queueing:
+        consumer, merge = self._consumer, partial(delivery_of, subscriber.name)
         if consumer.hub and may_queue(subscriber, consumer.app.tasks[subscriber.name]):
-            return Queueing(subscriber, consumer.timer, run, consumer.pool.num_processes)
-        return Gathering(subscriber, consumer.timer, run)
+            return self._queueing(merge, run)
+        return Batching(merge, run, consumer.timer, subscriber.batch_size, subscriber.batch_timeout)
 
-    def _gathering_of(self, message: Message) -> Gathering | None:
+    def _queueing(self, merge: Merge, run: Callable[[Message], None]) -> Queueing:
+        consumer = self._consumer
+        return Queueing(merge, run, consumer.pool.num_processes, consumer.hub.call_soon)
+
+    def _gathering_of(self, message: Message) -> Batching | Queueing | None:
         name = (message.delivery_info or {}).get("routing_key")
         return self._gatherings.get(name) if isinstance(name, str) else None
 
@@ -328,7 +186,7 @@ class RelayStep(bootsteps.StartStopStep):
 
     def start(self, consumer: Consumer) -> None:
         """Start the relay, once: it lives through reconnections of the consumer."""
-        if self._relay is None and PUBLISH_QUEUE in consumer.app.amqp.queues.consume_from:
+        if self._relay is None and is_publisher(consumer):
             self._relay = Relay()
             self._relay.start()
 
@@ -339,10 +197,21 @@ class RelayStep(bootsteps.StartStopStep):
             self._relay = None
 
 
-def is_redelivered(message: Message) -> bool:
-    """Whether an earlier copy of this message was in a worker's hands."""
-    info, headers = message.delivery_info or {}, message.headers or {}
-    return bool(info.get("redelivered") or headers.get(REDELIVERED))
+def is_publisher(consumer: Any) -> bool:
+    """Whether this worker consumes the publish task's queue."""
+    return PUBLISH_QUEUE in consumer.app.amqp.queues.consume_from
+
+
+def is_wake_up(message: Message) -> bool:
+    """Whether this is a publish task that a dispatcher sent; anything else is Celery's to judge."""
+    headers = message.headers
+    if not isinstance(headers, dict) or headers.get("task") != PUBLISH_TASK or headers.get("eta"):
+        return False
+    try:
+        (ids,), kwargs, _embed = message.payload
+    except Exception:  # noqa: BLE001 - whatever it is, it is not what a dispatcher sends
+        return False
+    return kwargs == {} and isinstance(ids, list) and all(type(each) is int for each in ids)
 
 
 def is_retry(message: Message) -> bool:

@@ -133,10 +133,13 @@ def publish_once(ids: Sequence[int] | None = None) -> int:
         return 0
 
 
-@shared_task(name=PUBLISH_TASK, ignore_result=True)
+# Acknowledged late, so that what arrives meanwhile can gather; see `gathering.py`.
+@shared_task(name=PUBLISH_TASK, ignore_result=True, acks_late=True)
 def publish(ids: list[int]) -> int:
     """Publish these outbox rows, unless another publisher has; returns how many went out.
 
     Never fails and is never retried: what does not go out now waits for the relay.
     """
-    return publish_once(ids)
+    return sum(
+        publish_once(ids[start : start + BATCH_SIZE]) for start in range(0, len(ids), BATCH_SIZE)
+    )

@@ -41,6 +41,17 @@ def _listen(_context: click.Context, _option: click.Parameter, listen: str | Non
         os.environ["COS_EVENTS_METRICS_LISTEN"] = listen
 
 
+def _concurrency(default: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "-c",
+        "--concurrency",
+        type=click.IntRange(1, 512),
+        default=default,
+        show_default=True,
+        help="How many tasks run at once.",
+    )
+
+
 def _options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
@@ -51,9 +62,6 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Answer Prometheus there.",
         ),
         click.option("-l", "--loglevel", default="INFO", show_default=True),
-        click.option(
-            "-c", "--concurrency", type=click.IntRange(1, 512), default=2, show_default=True
-        ),
         click.option(
             "-A",
             "--app",
@@ -68,6 +76,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @command.command("publisher", context_settings=_CELERY_OPTIONS)
+@_concurrency(1)
 @_options
 @click.argument("celery_args", nargs=-1, type=click.UNPROCESSED)
 def publisher(app: str, concurrency: int, loglevel: str, celery_args: Sequence[str]) -> None:
@@ -77,11 +86,14 @@ def publisher(app: str, concurrency: int, loglevel: str, celery_args: Sequence[s
     """
     from cos_events.topology import PUBLISH_QUEUE
 
-    node = ["-Q", PUBLISH_QUEUE, "-P", "threads", "-n", "publisher@%h"]
+    # What arrives while one batch goes out goes with the next; a second thread gains nothing then.
+    pool = "solo" if concurrency == 1 else "threads"
+    node = ["-Q", PUBLISH_QUEUE, "-P", pool, "-n", "publisher@%h"]
     _run_celery(app, concurrency, loglevel, [*node, *celery_args])
 
 
 @command.command("subscriber", context_settings=_CELERY_OPTIONS)
+@_concurrency(2)
 @_options
 @click.argument("names", nargs=-1, required=True, type=click.UNPROCESSED, metavar="NAME...")
 def subscriber(app: str, concurrency: int, loglevel: str, names: Sequence[str]) -> None:

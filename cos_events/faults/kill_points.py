@@ -81,7 +81,7 @@ KILL_POINTS = {
     "relay.after_note": _after("store.redelivery:note_sent_again"),
     "relay.before_send": _before(*_SEND_TO_QUEUE),
     "relay.after_send": _after(*_SEND_TO_QUEUE),
-    "consumer.before_task": _before("consumer:Gathering.add"),
+    "consumer.before_task": _before("gathering:Batching.add", "gathering:Queueing.add"),
     "subscriber.before_handler": _before("attempt:call"),
     "subscriber.after_handler": _after("attempt:call"),
     "subscriber.after_settle": _after("store.deliveries:settle"),
@@ -89,8 +89,8 @@ KILL_POINTS = {
     "subscriber.before_failure_note": _before("failure:_note"),
     "subscriber.before_retry_copy": _before("failure:_send_again"),
     "subscriber.after_retry_copy": _after("failure:_send_again"),
-    "consumer.before_ack": _before("consumer:TaskMessage.ack"),
-    "consumer.after_ack": _after("consumer:TaskMessage.ack"),
+    "consumer.before_ack": _before("gathering:TaskMessage.ack"),
+    "consumer.after_ack": _after("gathering:TaskMessage.ack"),
 }
 """Every step of an event's way, in its order.
 

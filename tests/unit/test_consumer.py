@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,8 +13,18 @@ from celery import Celery
 from kombu.message import Message
 
 from cos_events import install, subscriber
-from cos_events.consumer import MAX_AT_ONCE, TASK_SECONDS, Queueing, TaskMessage, may_queue
+from cos_events.consumer import is_wake_up, may_queue
+from cos_events.gathering import (
+    MAX_AT_ONCE,
+    TASK_SECONDS,
+    Queueing,
+    TaskMessage,
+    delivery_of,
+    wake_up_of,
+)
 from cos_events.subscribers import Subscriber, subscribers_of
+from cos_events.task_message import EMBED
+from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
 
 
 class Clock:
@@ -55,8 +67,9 @@ def ran() -> list[TaskMessage]:
 class Part(Message):
     """A message that knows how it ended."""
 
-    def __init__(self, body: str = "{}") -> None:
-        super().__init__(body=body, delivery_info={"routing_key": "q"}, delivery_tag=body)
+    def __init__(self, body: str = "{}", **options: Any) -> None:
+        options = {"delivery_info": {"routing_key": "q"}, **options}
+        super().__init__(body=body, delivery_tag=body, **options)
         self.ended = ""
 
     def ack(self, multiple: bool = False) -> None:
@@ -66,10 +79,14 @@ class Part(Message):
         self.ended = "rejected"
 
 
+def at_once(function: Callable[[], None]) -> None:
+    function()
+
+
 @pytest.fixture
-def queueing(declared: Callable[..., Subscriber], ran: list[TaskMessage]) -> Queueing:
-    """For a pool of two."""
-    return Queueing(declared(), None, ran.append, 2)  # type: ignore[arg-type] # runs a TaskMessage
+def queueing(ran: list[TaskMessage]) -> Queueing:
+    """For a pool of two, whose loop turns after each message."""
+    return Queueing(partial(delivery_of, "q"), ran.append, 2, at_once)  # type: ignore[arg-type] # a TaskMessage
 
 
 def sizes(ran: list[TaskMessage]) -> list[int]:
@@ -112,6 +129,39 @@ def test_of_slow_calls_each_is_a_task(
         clock.now += TASK_SECONDS
         ran[number].ack()
     assert sizes(ran) == [1] * 8
+
+
+def test_messages_that_arrive_together_are_gathered_before_any_runs(
+    ran: list[TaskMessage], clock: Clock
+) -> None:
+    turn: list[Callable[[], None]] = []
+    queueing = Queueing(partial(delivery_of, "q"), ran.append, 1, turn.append)  # type: ignore[arg-type] # a TaskMessage
+    for sent in (1, 5):
+        for number in range(sent):
+            queueing.add(Part(str(number)))
+        assert len(turn) == 1
+        turn.pop()()
+        clock.now += 0.001
+        ran[-1].ack()
+    assert (sizes(ran), len(turn)) == ([1, 2], 1)
+
+
+def test_a_pool_that_runs_tasks_in_the_loop_goes_back_to_it_after_each(clock: Clock) -> None:
+    turns: list[Callable[[], None]] = []
+    sizes: list[int] = []
+
+    def run(message: Any) -> None:
+        sizes.append(len(message.parts))
+        clock.now += 1e-6
+        message.ack()
+
+    queueing = Queueing(partial(delivery_of, "q"), run, 1, turns.append)
+    for number in range(4):
+        queueing.add(Part(str(number)))
+    for taken in (1, 3, 4):
+        turns.pop()()
+        assert sum(sizes) == taken
+    assert turns == []
 
 
 def test_a_task_has_a_bounded_number_of_messages(
@@ -165,3 +215,48 @@ def test_a_time_limit_of_the_whole_application_keeps_messages_apart(
     task = declared.task  # type: ignore[attr-defined]
     task.app.conf.task_time_limit = 60
     assert not may_queue(made, task)
+
+
+def wake_up(argument: Any, **headers: Any) -> Message:
+    return Part(
+        json.dumps([[argument], {}, EMBED]),
+        content_type="application/json",
+        content_encoding="utf-8",
+        headers={"task": PUBLISH_TASK, **headers},
+        delivery_info={"routing_key": PUBLISH_QUEUE},
+    )
+
+
+def test_wake_ups_that_gathered_are_one_publish_task_for_all_their_rows(
+    ran: list[TaskMessage], clock: Clock
+) -> None:
+    queueing = Queueing(wake_up_of, ran.append, 1, at_once)  # type: ignore[arg-type] # a TaskMessage
+    for ids in ([1], [2, 3], [4], [5, 6]):
+        queueing.add(wake_up(ids))
+    for each in ran:  # grows meanwhile
+        clock.now += 0.001
+        each.ack()
+    assert [each.payload[0] for each in ran] == [[[1]], [[2, 3, 4]], [[5, 6]]]
+    assert {each.headers["task"] for each in ran} == {PUBLISH_TASK}
+    assert [each.headers["argsrepr"] for each in ran][1] == "(<3 outbox ids>,)"
+
+
+@pytest.mark.parametrize(
+    ("message", "gathers"),
+    [
+        (wake_up([1, 2]), True),
+        (wake_up([]), True),
+        (wake_up([1], task="celery.ping"), False),
+        (wake_up([1], eta="2030-01-01T00:00:00"), False),
+        (wake_up(["1"]), False),
+        (wake_up([True]), False),
+        (wake_up("12"), False),
+        (wake_up({"1": 2}), False),
+        (Message(body=b"\xff", headers={"task": PUBLISH_TASK}), False),
+    ],
+    ids=str,
+)
+def test_only_what_a_dispatcher_sends_is_gathered_as_a_wake_up(
+    message: Message, gathers: bool
+) -> None:
+    assert is_wake_up(message) is gathers

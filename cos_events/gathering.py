@@ -1,0 +1,238 @@
+"""Several messages of a worker's queue, made into one Celery task.
+
+A task costs more than what it does for one short message. So messages that arrive while every
+process is busy share the next task; where a process is free none waits for another. A subscription
+that handles messages in batches gathers them always.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from kombu.message import Message
+from kombu.utils.uuid import uuid
+
+from cos_events import telemetry
+from cos_events.broker import body_of
+from cos_events.task_message import EMBED, REDELIVERED, task_headers
+from cos_events.topology import PUBLISH_TASK
+
+TASK_SECONDS = 0.05
+"""How long the calls of one task shall take: what a killed worker has done is done again."""
+
+MAX_AT_ONCE = 100
+"""The most messages of one task that were not gathered on purpose."""
+
+
+class TaskMessage(Message):
+    """A task message of Celery's protocol 2 made of one or more broker messages.
+
+    Acknowledging or rejecting it does so to each of them, and calls `on_end`.
+
+    Parameters:
+        name: of the task.
+        argument: its only one; of JSON values.
+        argsrepr: what logs and Flower show instead.
+        parts: the broker's messages.
+        headers: more than those of Celery's protocol.
+        on_end: called once they are acknowledged or rejected.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what a message is made of
+        self,
+        name: str,
+        argument: Any,
+        argsrepr: str,
+        parts: Sequence[Message],
+        headers: dict[str, Any],
+        on_end: Callable[[], object],
+    ) -> None:
+        task_id = uuid()
+        super().__init__(
+            body=json.dumps([[argument], {}, EMBED]),
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_info={
+                **parts[0].delivery_info,
+                "redelivered": any(part.delivery_info.get("redelivered") for part in parts),
+            },
+            properties={"correlation_id": task_id, "delivery_mode": 2},
+            headers=task_headers(name, task_id, argsrepr) | headers,
+            accept={"application/json"},
+            channel=parts[0].channel,
+            delivery_tag=parts[0].delivery_tag,
+        )
+        self.parts = parts
+        self._on_end = on_end
+
+    def ack(self, multiple: bool = False) -> None:
+        """Acknowledge every part."""
+        try:
+            for part in self.parts:
+                part.ack(multiple=multiple)
+        finally:
+            self._on_end()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject every part."""
+        try:
+            for part in self.parts:
+                part.reject(requeue=requeue)
+        finally:
+            self._on_end()
+
+
+Merge = Callable[[Sequence[Message], Callable[[], object]], TaskMessage]
+"""Makes one task message of several messages; the second argument is its `on_end`."""
+
+
+def delivery_of(
+    subscription: str, parts: Sequence[Message], on_end: Callable[[], object] = lambda: None
+) -> TaskMessage:
+    """The task that delivers these envelopes to a subscription."""
+    return TaskMessage(
+        subscription,
+        [body_of(part).decode("utf-8", "surrogateescape") for part in parts],
+        f"(<{len(parts)} events>,)",
+        parts,
+        {
+            REDELIVERED: any(is_redelivered(part) for part in parts),
+            telemetry.TRACEPARENTS: [_traceparent(part) for part in parts],
+        },
+        on_end,
+    )
+
+
+def wake_up_of(parts: Sequence[Message], on_end: Callable[[], object]) -> TaskMessage:
+    """The publish task for the outbox ids of all these publish tasks."""
+    ids = [each for part in parts for each in part.payload[0][0]]
+    return TaskMessage(PUBLISH_TASK, ids, f"(<{len(ids)} outbox ids>,)", parts, {}, on_end)
+
+
+def is_redelivered(message: Message) -> bool:
+    """Whether an earlier copy of this message was in a worker's hands."""
+    info, headers = message.delivery_info or {}, message.headers or {}
+    return bool(info.get("redelivered") or headers.get(REDELIVERED))
+
+
+def _traceparent(message: Message) -> str | None:
+    headers = message.headers
+    found = headers.get(telemetry.TRACEPARENT) if isinstance(headers, dict) else None
+    return found if isinstance(found, str) else None
+
+
+class Batching:
+    """Gathers messages until a batch is full, or its first one has waited long enough.
+
+    Parameters:
+        merge: makes the task.
+        run: runs it.
+        timer: the worker's.
+        size: of a full batch.
+        timeout: seconds that the first message waits.
+    """
+
+    def __init__(
+        self, merge: Merge, run: Callable[[Message], None], timer: Any, size: int, timeout: float
+    ) -> None:
+        self._merge, self._run = merge, run
+        self._timer, self._size, self._seconds = timer, size, timeout
+        self._parts: list[Message] = []
+        self._timeout: Any = None
+        # Without an event loop the worker's timer is a thread.
+        self._lock = threading.Lock()
+
+    def add(self, message: Message) -> None:
+        """Take one more; a full batch runs at once."""
+        with self._lock:
+            self._parts.append(message)
+            if len(self._parts) < self._size:
+                if self._timeout is None:
+                    self._timeout = self._timer.call_after(self._seconds, self.flush)
+                return
+        self.flush()
+
+    def flush(self) -> None:
+        """Run what there is."""
+        with self._lock:
+            parts, self._parts = self._parts, []
+            timeout, self._timeout = self._timeout, None
+        if timeout is not None:
+            timeout.cancel()
+        if parts:
+            self._run(self._merge(parts, lambda: None))
+
+    def forget(self) -> None:
+        """Leave what there is to the broker: its connection is gone, it will deliver again."""
+        with self._lock:
+            self._parts.clear()
+
+
+class Queueing:
+    """Gathers messages that arrive together, or while every process has a task of theirs.
+
+    So many go together as have lately taken `TASK_SECONDS`. Where a process is free, a message
+    never waits for one that has not arrived.
+
+    Parameters:
+        merge: makes the task.
+        run: runs it.
+        processes: how many of its tasks may run at once.
+        soon: calls a function once what has arrived is handed out: the worker's event loop.
+    """
+
+    def __init__(
+        self,
+        merge: Merge,
+        run: Callable[[Message], None],
+        processes: int,
+        soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        self._merge, self._run, self._processes, self._soon = merge, run, processes, soon
+        self._parts: list[Message] = []
+        self._running = 0
+        self._at_once = 1
+        # A pool of threads ends tasks in them.
+        self._lock = threading.Lock()
+
+    def add(self, message: Message) -> None:
+        """Take one more; it runs soon if a process is free."""
+        with self._lock:
+            self._parts.append(message)
+            first = len(self._parts) == 1
+        if first:
+            self._soon(self._flush)
+
+    def _flush(self) -> None:
+        for parts in self._take():
+            end = partial(self._end, len(parts), time.monotonic())
+            self._run(self._merge(parts, end))
+
+    def _take(self) -> list[list[Message]]:
+        """The messages of each task that may run now."""
+        taken = []
+        with self._lock:
+            while self._parts and self._running < self._processes:
+                taken.append(self._parts[: self._at_once])
+                del self._parts[: self._at_once]
+                self._running += 1
+        return taken
+
+    def _end(self, count: int, begun: float) -> None:
+        each = (time.monotonic() - begun) / count
+        with self._lock:
+            self._running -= 1
+            self._at_once = max(1, min(MAX_AT_ONCE, 2 * count, int(TASK_SECONDS / each)))
+            more = bool(self._parts)
+        if more:
+            self._soon(self._flush)
+
+    def forget(self) -> None:
+        """Leave what there is to the broker: its connection is gone, it will deliver again."""
+        with self._lock:
+            self._parts.clear()
