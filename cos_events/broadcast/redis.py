@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from cos_events.broadcast.message import headers_of, message_of
 from cos_events.errors import BroadcastError
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Recipient
-from cos_events.topology import fanout_exchange
+from cos_events.topology import channel_name, declare, fanout_exchange
 
 MAX_PIPELINE = 1_000
 """The most Redis commands in one pipeline."""
@@ -30,14 +30,15 @@ class RedisWire:
     def __init__(self) -> None:
         self._connection: Any = None
         self._producer: Any = None
+        self._declared: set[str] = set()
 
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """As the contract says."""
-        with self._pipeline() as producer:
+        with self._pipeline({each.source_module for each in batch}) as producer:
             for pending in batch:
-                exchange = fanout_exchange(pending.source_module)
+                exchange = channel_name(pending.source_module)
                 options = {**_OPTIONS, "headers": headers_of(pending.traceparent)}
-                producer.publish(pending.envelope, exchange=exchange, declare=[exchange], **options)
+                producer.publish(pending.envelope, exchange=exchange, **options)
                 for each in recipients:
                     if not each.holding and each.wants(pending.source_module, pending.event_type):
                         producer.publish(
@@ -58,9 +59,13 @@ class RedisWire:
             connection.collect()
 
     @contextmanager
-    def _pipeline(self) -> Iterator[Any]:
+    def _pipeline(self, modules: Iterable[str] = ()) -> Iterator[Any]:
         try:
             producer = self._open()
+            if new := set(modules) - self._declared:
+                # Once a connection: Kombu keeps an exchange's type there, not on the server.
+                declare(self._connection, map(fanout_exchange, sorted(new)))
+                self._declared |= new
             with producer.batch(max_size=MAX_PIPELINE):
                 yield producer
         except Exception as error:
@@ -71,4 +76,5 @@ class RedisWire:
         if self._producer is None:
             self._connection = broker.connect()
             self._producer = self._connection.Producer(auto_declare=False)
+            self._declared.clear()
         return self._producer
