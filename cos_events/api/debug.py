@@ -95,7 +95,8 @@ Recent = Annotated[RecentMessages, Depends(_recent)]
 async def write_test_log(recent: Recent, body: TestLog | None = None) -> TestLogResult:
     """Write an L1 record, and say whether it was seen on the channel.
 
-    Answers within the wait also when Redis or the broker is away: `published` is then false.
+    Answers within the wait also when the broker is away, and without one while Redis is:
+    `published` is then false.
     """
     asked = body or TestLog()
     begun = time.perf_counter()

@@ -6,16 +6,23 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
+from redis import RedisError
+
+from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.envelope import Envelope
-from cos_events.pubsub import subscribe_to_channel
+from cos_events.pubsub import get_redis_client, subscribe_to_channel
 
 MOST_MESSAGES = 1_000
 """Messages that are kept."""
 
 MOST_BYTES = 4 * 2**20
 """Bytes of their JSON that are kept."""
+
+ANSWER_SECONDS = 0.1
+"""Where Redis does not answer a ping for so long, nothing is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,8 @@ class RecentMessages:
         self._bytes = 0
         self._waiting: dict[UUID, asyncio.Future[datetime]] = {}
         self._task: asyncio.Task[None] | None = None
+        # Its own: what is too late for a waiting request is not too late for everybody.
+        self._breaker = CircuitBreaker("Redis, for those who wait to hear of an event,")
 
     def start(self) -> None:
         """Begin to listen."""
@@ -52,17 +61,33 @@ class RecentMessages:
         return list(reversed(self._seen))
 
     async def wait_for(self, event_id: UUID, seconds: float) -> datetime | None:
-        """When this event was heard, waiting for it at most so long; None if it was not."""
+        """When this event was heard, waiting at most so long; None if it was not.
+
+        Waits no longer than `ANSWER_SECONDS` for a Redis that does not answer, and not at all while
+        it is known not to.
+        """
         for seen in self._seen:
             if seen.envelope.base_log_id == event_id:
                 return seen.heard_at
         heard = self._waiting.setdefault(event_id, asyncio.get_running_loop().create_future())
+        silent = asyncio.create_task(self._until_silent())
+        either: set[asyncio.Future[Any]] = {heard, silent}
         try:
-            return await asyncio.wait_for(asyncio.shield(heard), seconds)
-        except TimeoutError:
-            return None
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return heard.result() if heard.done() else None
         finally:
+            silent.cancel()
             self._waiting.pop(event_id, None)
+
+    async def _until_silent(self) -> None:
+        while True:
+            try:
+                with self._breaker:
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await get_redis_client().ping()
+            except (RedisError, OSError, CircuitOpen):
+                return
+            await asyncio.sleep(ANSWER_SECONDS)
 
     async def _listen(self) -> None:
         async for message in subscribe_to_channel("mem0.recorded.*"):

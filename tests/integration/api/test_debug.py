@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -15,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from cos_events import Envelope
 from cos_events.api import recent
+from cos_events.embedded import EmbeddedValkey
 from cos_events.l1 import BaseLog
 from cos_events.publisher import Publisher
 from cos_events.settings import get_settings
@@ -94,10 +98,29 @@ def test_a_test_log_that_is_published_in_time_was_seen_on_the_channel(
 
     client = connect()
     publisher = Publisher(database, make_broadcaster())
-    monkeypatch.setattr("cos_events.capture.wake", publisher.publish)
+    monkeypatch.setattr("cos_events.capture.wake", lambda ids, _: publisher.publish(ids))
     found = client.post("/debug/test-log", json={"wait": 5}).json()
     assert found["published"] is True
     assert found["seen_after_ms"] < 5_000
+
+
+@pytest.mark.parametrize("state", ["frozen", "stopped"])
+def test_a_test_log_waits_for_no_redis_that_does_not_answer(
+    connect: Connect, valkey: EmbeddedValkey, state: str
+) -> None:
+    client = connect(REDIS_URL=valkey.url)
+    if state == "frozen":
+        os.kill(valkey.pid or 0, signal.SIGSTOP)
+    else:
+        valkey.stop()
+    begun = time.monotonic()
+    try:
+        answers = [client.post("/debug/test-log", json={"wait": 5}) for _ in range(3)]
+    finally:
+        if state == "frozen":
+            os.kill(valkey.pid or 0, signal.SIGCONT)
+    assert [(each.status_code, each.json()["published"]) for each in answers] == [(200, False)] * 3
+    assert time.monotonic() - begun < 5, "not one of them has waited"
 
 
 def test_without_a_body_the_defaults_are_written(connect: Connect) -> None:
