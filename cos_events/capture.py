@@ -9,7 +9,6 @@ has ended, if that was by a commit.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -106,9 +105,7 @@ def _outcome(session: Session, committed: bool) -> str:
 
 def _hand_over(rows: list[tuple[int, str]]) -> None:
     if rows:
-        wake([outbox_id for outbox_id, _module in rows])
-    for module, events in Counter(module for _id, module in rows).items():
-        telemetry.count(names.COMMITTED, module, by=events)
+        wake([row[0] for row in rows], [row[1] for row in rows])
 
 
 def _inside_another_transaction(session: Session) -> bool:

@@ -1,8 +1,9 @@
 """After a commit: wakes the publish task, without ever making the committing thread wait.
 
-The committing thread only appends outbox ids to a queue; a background thread sends them on, all
-that gathered meanwhile in one task. Whatever is lost here (a crash, a broker that is away, a queue
-that is full) costs time, never an event: the rows wait in the outbox and the relay finds them.
+The committing thread only appends outbox ids to a queue; a background thread counts them and sends
+them on, all that gathered meanwhile in one task. Whatever is lost here (a crash, a broker that is
+away, a queue that is full) costs time, never an event: the rows wait in the outbox and the relay
+finds them.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import atexit
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 from kombu.utils.uuid import uuid
 
-from cos_events import broker
+from cos_events import broker, telemetry
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess
 from cos_events.task_message import EMBED, task_headers
+from cos_events.telemetry import names
 from cos_events.topology import PUBLISH_TASK, publish_queue
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,10 @@ FLUSH_TIMEOUT = 2.0
 """Seconds that a process's end may wait for the last wake-ups to be sent."""
 
 
+_Committed = tuple[Sequence[int], Sequence[str]]
+"""The outbox ids of one commit, and the source module of each."""
+
+
 class Dispatcher:
     """Sends wake-ups from one background thread.
 
@@ -57,17 +64,23 @@ class Dispatcher:
         self.sent = 0
         self.dropped = 0
         self._send = send
-        self._waiting: SimpleQueue[Sequence[int] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[_Committed | None] = SimpleQueue()
         self._breaker = CircuitBreaker("the broker, for wake-ups,", reset_after=1.0)
         self._thread = threading.Thread(target=self._run, name="cos-events-dispatcher", daemon=True)
         self._thread.start()
 
-    def wake(self, ids: Sequence[int]) -> None:
-        """Have these outbox rows published soon. Returns at once and never raises."""
+    def wake(self, ids: Sequence[int], modules: Sequence[str] = ()) -> None:
+        """Have these outbox rows published soon. Returns at once and never raises.
+
+        Args:
+            ids: of the rows.
+            modules: the source module of each; they are counted as committed.
+        """
         if self._waiting.qsize() < MAX_WAITING:
-            self._waiting.put(ids)
+            self._waiting.put((ids, modules))
         else:
             self.dropped += len(ids)
+            _count(modules)
 
     def close(self, timeout: float = FLUSH_TIMEOUT) -> None:
         """Send what waits, for at most `timeout` seconds, and end the thread."""
@@ -75,21 +88,28 @@ class Dispatcher:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        ids: Sequence[int] | None
-        sent_at = 0.0
-        while (ids := self._waiting.get()) is not None:
+        sent_at, ended = 0.0, False
+        while not ended:
+            first = self._waiting.get()
             time.sleep(max(0.0, sent_at + GATHER_SECONDS - time.monotonic()))
             sent_at = time.monotonic()
-            gathered = list(ids)
-            ended = False
-            while not self._waiting.empty() and len(gathered) < MAX_IDS and not ended:
-                ids = self._waiting.get()
-                ended = ids is None
-                gathered += ids or ()
-            for start in range(0, len(gathered), MAX_IDS):
-                self._dispatch(gathered[start : start + MAX_IDS])
-            if ended:
-                return
+            ids, ended = self._gather(first)
+            for start in range(0, len(ids), MAX_IDS):
+                self._dispatch(ids[start : start + MAX_IDS])
+
+    def _gather(self, first: _Committed | None) -> tuple[list[int], bool]:
+        """All ids that wait, as far as one task may have them; and whether that was the end."""
+        ids: list[int] = []
+        modules: list[str] = []
+        each = first
+        while each is not None:
+            ids += each[0]
+            modules += each[1]
+            if len(ids) >= MAX_IDS or self._waiting.empty():
+                break
+            each = self._waiting.get()
+        _count(modules)
+        return ids, each is None
 
     def _dispatch(self, ids: list[int]) -> None:
         try:
@@ -102,6 +122,11 @@ class Dispatcher:
             logger.debug("wake-up for %d rows not sent: %s", len(ids), error)
         else:
             self.sent += len(ids)
+
+
+def _count(modules: Sequence[str]) -> None:
+    for module, events in Counter(modules).items():
+        telemetry.count(names.COMMITTED, module, by=events)
 
 
 class PublishTaskSender:
@@ -178,9 +203,14 @@ def reset() -> None:
         dispatcher.close()
 
 
-def wake(ids: Sequence[int]) -> None:
-    """Have these committed outbox rows published soon. Returns at once and never raises."""
+def wake(ids: Sequence[int], modules: Sequence[str] = ()) -> None:
+    """Have these committed outbox rows published soon. Returns at once and never raises.
+
+    Args:
+        ids: of the rows.
+        modules: the source module of each; they are counted as committed.
+    """
     try:
-        _dispatcher.get().wake(ids)
+        _dispatcher.get().wake(ids, modules)
     except Exception:  # the row is committed: nothing may reach the caller now
         logger.exception("the dispatcher could not be started; the relay will publish the rows")

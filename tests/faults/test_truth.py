@@ -26,7 +26,7 @@ from cos_events.recording import make_envelope
 
 @pytest.fixture
 def tables(database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
     with database.begin() as connection:
         make_tables(connection)
     return database

@@ -135,14 +135,14 @@ def bus(database: Engine, broker_url: str, unique: Callable[[str], str]) -> Iter
 def _no_wake_ups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """In tests that run tasks by themselves, no publisher is woken."""
     if "bus" in request.fixturenames:
-        monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+        monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
 
 
 @pytest.fixture
 def woken(monkeypatch) -> list[list[int]]:
     """The ids handed to the dispatcher, one list a wake-up."""
     handed_over: list[list[int]] = []
-    monkeypatch.setattr(capture, "wake", lambda ids: handed_over.append(list(ids)))
+    monkeypatch.setattr(capture, "wake", lambda ids, _: handed_over.append(list(ids)))
     return handed_over
 
 

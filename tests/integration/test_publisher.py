@@ -76,7 +76,7 @@ def make(database: Engine, channel: ChannelWire) -> Callable[[FakeWire], Publish
 @pytest.fixture(autouse=True)
 def _no_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows wait until the test publishes them."""
-    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
 
 
 def record(engine: Engine, count: int, module: str = "cc") -> list[int]:

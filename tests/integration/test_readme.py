@@ -31,7 +31,7 @@ def run_blocks() -> dict[str, Any]:
 @pytest.fixture
 def shop(database: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The README's application, on a database of its own."""
-    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
     register_subscriptions(run_blocks()["app"])
     return run_blocks()
 

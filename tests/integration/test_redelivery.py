@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("_nobody_is_woken")
 
 @pytest.fixture
 def _nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def _new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     breaker = PerProcess(lambda: CircuitBreaker("publishing", reset_after=0.2))
     monkeypatch.setattr(publisher, "_publisher", PerThread(make))
     monkeypatch.setattr(publisher, "_breaker", breaker)
-    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
     yield
     for each in made:
         each.close()

@@ -24,7 +24,7 @@ DAY = 86_400.0
 
 @pytest.fixture(autouse=True)
 def _no_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cos_events.capture.wake", lambda ids: None)
+    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
 
 
 @pytest.fixture

@@ -244,17 +244,16 @@ def test_wake_ups_that_gathered_are_one_publish_task_for_all_their_rows(
 @pytest.mark.parametrize(
     ("message", "gathers"),
     [
-        (wake_up([1, 2]), True),
-        (wake_up([]), True),
-        (wake_up([1], task="celery.ping"), False),
-        (wake_up([1], eta="2030-01-01T00:00:00"), False),
-        (wake_up(["1"]), False),
-        (wake_up([True]), False),
-        (wake_up("12"), False),
-        (wake_up({"1": 2}), False),
-        (Message(body=b"\xff", headers={"task": PUBLISH_TASK}), False),
+        pytest.param(wake_up([1, 2]), True, id="ids"),
+        pytest.param(wake_up([]), True, id="no ids"),
+        pytest.param(wake_up([1], task="celery.ping"), False, id="another task"),
+        pytest.param(wake_up([1], eta="2030-01-01T00:00:00"), False, id="later"),
+        pytest.param(wake_up(["1"]), False, id="text as id"),
+        pytest.param(wake_up([True]), False, id="bool as id"),
+        pytest.param(wake_up("12"), False, id="text"),
+        pytest.param(wake_up({"1": 2}), False, id="a mapping"),
+        pytest.param(Part("\xff", headers={"task": PUBLISH_TASK}), False, id="no JSON"),
     ],
-    ids=str,
 )
 def test_only_what_a_dispatcher_sends_is_gathered_as_a_wake_up(
     message: Message, gathers: bool

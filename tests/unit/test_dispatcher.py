@@ -5,12 +5,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cos_events import dispatcher
+from cos_events import dispatcher, telemetry
 from cos_events.circuit_breaker import CircuitBreaker
 from cos_events.dispatcher import MAX_IDS, MAX_WAITING, Dispatcher
 
@@ -114,6 +115,23 @@ def test_a_full_queue_drops_and_counts(made: Dispatcher, send: Sender) -> None:
     send.open.set()
     made.close(30)
     assert made.sent == MAX_WAITING + 1
+
+
+def test_every_commit_is_counted_by_module_also_of_what_is_dropped(
+    made: Dispatcher, send: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: Counter[str] = Counter()
+    monkeypatch.setattr(
+        telemetry, "count", lambda _metric, module, by: counted.update({module: by})
+    )
+    block(made, send)
+    for each in range(MAX_WAITING):
+        made.wake([each], ["waiting"])
+    made.wake([1, 2, 3], ["dropped", "other", "dropped"])
+    assert counted == {"dropped": 2, "other": 1}
+    send.open.set()
+    made.close(30)
+    assert counted["waiting"] == MAX_WAITING
 
 
 def test_a_failure_is_counted_and_the_thread_goes_on(made: Dispatcher, send: Sender) -> None:
@@ -229,7 +247,7 @@ def at_exit(tmp_path: Path) -> Callable[[str], tuple[str, float]]:
     written.touch()
     program = """
 import pathlib, sys, time
-from cos_events import dispatcher
+from cos_events import dispatcher, telemetry
 def send(ids):
     {send}
     with open(sys.argv[1], "a") as file:

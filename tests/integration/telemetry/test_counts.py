@@ -13,6 +13,7 @@ from cos_events import Envelope, Rejected
 from cos_events.broadcast import make_broadcaster
 from cos_events.broadcast.channel import ChannelWire
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.dispatcher import Dispatcher
 from cos_events.publisher import Publisher
 from cos_events.store.models import SubscriptionRow
 from cos_events.store.outbox import Pending
@@ -32,10 +33,15 @@ def publish(database: Engine):
     broadcaster.close()
 
 
-def test_what_commits_and_goes_out_is_counted_by_module(bus: Bus, publish) -> None:
+def test_what_commits_and_goes_out_is_counted_by_module(
+    bus: Bus, publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = Dispatcher(lambda _ids: None)
+    monkeypatch.setattr("cos_events.capture.wake", dispatcher.wake)
     bus.declare(lambda message: None)
     bus.record()
     bus.record()
+    dispatcher.close()
     assert counted("committed_total", module=bus.module) == 2
     assert counted("published_total", module=bus.module) == 0
     publish()
