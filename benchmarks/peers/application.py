@@ -3,8 +3,9 @@
     python -m benchmarks.peers.application NAME
 
 Each line of its standard input is an order, `first count rate per_commit`: commit these events, so
-many a second (0: as fast as it goes), so many a transaction. It answers each with a line: what one
-event cost the committing thread, the median in microseconds.
+many a second (0: as fast as it goes), so many a transaction. It answers each with a line: what the
+peer's share of an event cost the committing thread, in the transaction and after the commit, the
+medians in microseconds.
 
 A peer's module may have `prepare()`, called once before anything else; `in_transaction(session,
 event)`; and `after_commit(event)`. If one of them is a coroutine function, the application is an
@@ -29,6 +30,23 @@ from sqlalchemy.orm import Session
 from benchmarks.peers import work
 
 
+class Costs:
+    """What the peer's share of an event cost, transaction by transaction, in seconds."""
+
+    def __init__(self) -> None:
+        self._rows: list[float] = []
+        self._hooks: list[float] = []
+
+    def add(self, events: int, row: float, hook: float) -> None:
+        """Of one more transaction."""
+        self._rows.append(row / events)
+        self._hooks.append(hook / events)
+
+    def medians(self) -> str:
+        """In microseconds: in the transaction, and after it."""
+        return f"{1e6 * median(self._rows)} {1e6 * median(self._hooks)}"
+
+
 class Application:
     """Commits with a session, as most applications with SQLAlchemy do.
 
@@ -37,12 +55,12 @@ class Application:
     """
 
     def __init__(self, peer: Any) -> None:
-        self.costs: list[float] = []
+        self.costs = Costs()
         self._in_transaction = getattr(peer, "in_transaction", None)
         self._after_commit = getattr(peer, "after_commit", None)
         self._engine = create_engine(work.DATABASE_URL)
         self._numbers = range(0)
-        self._cost = self._begun = 0.0
+        self._hook = self._begun = 0.0
         # Around every other listener: the cost is what they take.
         event.listen(Session, "after_commit", self._committed, insert=True)
         event.listen(Session, "after_commit", self._enqueue)
@@ -51,17 +69,17 @@ class Application:
 
     async def commit(self, numbers: range) -> None:
         """Commit these events in one transaction."""
-        self._numbers, self._cost = numbers, 0.0
+        self._numbers, self._hook, row = numbers, 0.0, 0.0
         with Session(self._engine) as session, session.begin():
             session.add_all(map(work.order_of, numbers))
             session.flush()
             if self._in_transaction:
-                self._begun = time.perf_counter()
+                begun = time.perf_counter()
                 for number in numbers:
                     self._in_transaction(session, work.event_of(number))
                 session.flush()
-                self._cost += time.perf_counter() - self._begun
-        self.costs.append(self._cost / len(numbers))
+                row = time.perf_counter() - begun
+        self.costs.add(len(numbers), row, self._hook)
 
     def _committed(self, _session: Session) -> None:
         for number in self._numbers:
@@ -72,14 +90,14 @@ class Application:
         if self._after_commit:
             for number in self._numbers:
                 self._after_commit(work.event_of(number))
-        self._cost += time.perf_counter() - self._begun
+        self._hook += time.perf_counter() - self._begun
 
     def _begin(self, _session: Session, _transaction: Any) -> None:
         self._begun = time.perf_counter()
 
     def _end(self, _session: Session, transaction: Any) -> None:
         if transaction.parent is None:
-            self._cost += time.perf_counter() - self._begun
+            self._hook += time.perf_counter() - self._begun
 
 
 class AsyncApplication:
@@ -93,14 +111,14 @@ class AsyncApplication:
         # It needs greenlet, which the environment of cos-events does without.
         from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine  # noqa: PLC0415
 
-        self.costs: list[float] = []
+        self.costs = Costs()
         self._in_transaction = getattr(peer, "in_transaction", None)
         self._after_commit = getattr(peer, "after_commit", None)
         self._session = async_sessionmaker(create_async_engine(work.ASYNC_DATABASE_URL))
 
     async def commit(self, numbers: range) -> None:
         """Commit these events in one transaction."""
-        cost = 0.0
+        row = hook = 0.0
         async with self._session.begin() as session:
             session.add_all(map(work.order_of, numbers))
             await session.flush()
@@ -108,15 +126,15 @@ class AsyncApplication:
                 begun = time.perf_counter()
                 for number in numbers:
                     await self._in_transaction(session, work.event_of(number))
-                cost += time.perf_counter() - begun
+                row = time.perf_counter() - begun
         for number in numbers:
             work.marks(work.COMMITTED).put(number)
         if self._after_commit:
             begun = time.perf_counter()
             for number in numbers:
                 await self._after_commit(work.event_of(number))
-            cost += time.perf_counter() - begun
-        self.costs.append(cost / len(numbers))
+            hook = time.perf_counter() - begun
+        self.costs.add(len(numbers), row, hook)
 
 
 async def paced(
@@ -144,9 +162,9 @@ async def serve(name: str) -> None:
         application = Application(peer)
     while line := await asyncio.to_thread(sys.stdin.readline):
         first, count, rate, per_commit = map(int, line.split())
-        application.costs.clear()
+        application.costs = Costs()
         await paced(range(first, first + count), rate, per_commit, application.commit)
-        print(1e6 * median(application.costs), file=answers, flush=True)
+        print(application.costs.medians(), file=answers, flush=True)
 
 
 if __name__ == "__main__":

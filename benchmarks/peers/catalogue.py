@@ -88,7 +88,7 @@ CATALOGUE = (
         Guarantees(
             "kept: a row of the transaction",
             "kept: sent again from PostgreSQL",
-            "runs again",
+            "RabbitMQ: again at once; Redis: by the relay",
             "yes; not with the handler's session",
             "a queue a subscription",
             "queue and ledger row, replay",
@@ -103,7 +103,7 @@ CATALOGUE = (
         Guarantees(
             _LOST_IN_HOOK,
             "lost",
-            "runs again: RabbitMQ at once, Redis after an hour",
+            "RabbitMQ: again at once; Redis: after an hour; of its pool's process alone: lost",
             "yes",
             "by hand",
             "no",
@@ -117,7 +117,7 @@ CATALOGUE = (
         Guarantees(
             _LOST_IN_HOOK,
             "lost",
-            "runs again: RabbitMQ at once, Redis after a minute",
+            "RabbitMQ: again at once; Redis: after a minute",
             "yes",
             "by hand",
             "queue, 7 days",
@@ -131,10 +131,10 @@ CATALOGUE = (
         Guarantees(
             _LOST_IN_HOOK,
             "lost",
-            "runs again: RabbitMQ at once, Redis if a second subscriber claims",
+            "RabbitMQ: again at once; Redis: if a further subscriber claims it",
             "yes",
             "a group, or a queue, a subscriber",
-            "by RabbitMQ's own means; Redis no",
+            "RabbitMQ: its own means, if declared; Redis: stays pending",
         ),
     ),
     Peer(
@@ -145,10 +145,10 @@ CATALOGUE = (
         Guarantees(
             _LOST_IN_HOOK,
             "lost",
-            "runs again: RabbitMQ at once, Redis after 10 minutes",
+            "RabbitMQ: again at once; Redis: after 10 minutes",
             "yes",
             "by hand",
-            "RabbitMQ a queue; Redis no",
+            "no: acknowledged",
         ),
     ),
     Peer(
@@ -165,7 +165,7 @@ CATALOGUE = (
         ((f"{PEERS}.arq_peer",),),
         "10 jobs at once, no results; polls each 10 ms instead of each 500",
         Guarantees(
-            _LOST_IN_HOOK, "lost", "runs again, after its time-out (310 s)", "yes", "by hand", "no"
+            _LOST_IN_HOOK, "lost", "again after its time-out (310 s)", "yes", "by hand", "no"
         ),
         brokers=("redis",),
         requirements="requirements-arq.txt",
@@ -184,7 +184,7 @@ CATALOGUE = (
         Guarantees(
             "kept: a row of the transaction",
             "has no broker",
-            "stays `doing` until a task of one's own retries it",
+            "stays `doing` until one's own task retries it",
             "yes",
             "by hand",
             "row `failed`",
@@ -198,7 +198,7 @@ CATALOGUE = (
         Guarantees(
             "kept: a row of the transaction",
             "lost once relayed",
-            "row: again after its lease (60 s); then as FastStream",
+            "again after its lease (60 s); then as FastStream",
             "yes",
             "as FastStream",
             "table, opt-in; then as FastStream",
@@ -226,7 +226,7 @@ CATALOGUE = (
         Guarantees(
             "kept: a row of the transaction",
             "lost once relayed",
-            "row: again after its lease (60 s); then as the consumer",
+            "again after its lease (60 s); then as its consumer",
             "yes",
             "by the broker's means",
             "row, after 10 attempts",

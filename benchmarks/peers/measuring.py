@@ -43,13 +43,16 @@ class Figures:
 
     Attributes:
         p50, p95: milliseconds from the commit to the handler.
-        enqueue: microseconds that an event costs the committing thread beside its own row.
+        row: microseconds that an event costs the committing thread in the transaction, beside
+            the application's own row.
+        hook: the same after the commit.
         drain: events a second from a full queue.
     """
 
     p50: float
     p95: float
-    enqueue: float
+    row: float
+    hook: float
     drain: float
 
 
@@ -63,8 +66,8 @@ class Application:
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
 
-    def commit(self, numbers: range, rate: int = 0, per_commit: int = 1) -> float:
-        """Commit these events; microseconds that one cost the committing thread, the median.
+    def commit(self, numbers: range, rate: int = 0, per_commit: int = 1) -> tuple[float, float]:
+        """Commit these events; what one cost in the transaction and after it, the medians.
 
         Raises:
             CosEventsError: it ended, or did not answer in time.
@@ -83,7 +86,8 @@ class Application:
         if not line:
             self._process.process.wait(PATIENCE)
             check_alive([self._process])
-        return float(line)
+        row, hook = map(float, line.split())
+        return row, hook
 
 
 class Round:
@@ -136,15 +140,14 @@ class Round:
             CosEventsError: an event did not arrive.
         """
         numbers = self._take(int(RATE * seconds))
-        enqueue = self._application.commit(numbers, RATE)
+        row, hook = self._application.commit(numbers, RATE)
         self._await_all(numbers)
         committed, handled = (
             marks.times(numbers.start, len(numbers)) for marks in (self._committed, self._handled)
         )
         spent = [1000 * (end - begin) for begin, end in zip(committed, handled, strict=True)]
-        return Figures(
-            percentile(spent, 50), percentile(spent, 95), enqueue, self._drain(self._take(events))
-        )
+        p50, p95 = percentile(spent, 50), percentile(spent, 95)
+        return Figures(p50, p95, row, hook, self._drain(self._take(events)))
 
     def _drain(self, numbers: range) -> float:
         with self._frozen():

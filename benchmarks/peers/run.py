@@ -4,8 +4,9 @@
 
 Each peer's application commits one row an event and enqueues it as the peer's documentation says;
 its worker's handler notes when it was called. Measured in rounds, one peer after another, medians
-shown: from the commit to the handler at 200 commits a second; what an event costs the committing
-thread beside its row; events a second from a queue that was filled while the workers stood still.
+shown: from the commit to the handler at 200 commits a second; what the peer costs the committing
+thread an event, in the transaction (row) and after it (hook); events a second from a queue that was
+filled while the workers stood still.
 The peers run in environments of their own, made at the first run from pinned versions. Only ratios
 within one run compare.
 """
@@ -65,10 +66,11 @@ class Result:
     def row(self) -> list[str]:
         """For the table."""
         if self.failure:
-            return [self.peer.shown, "", "", "", "", self.failure.splitlines()[-1]]
+            return [self.peer.shown, "", "", "", "", "", self.failure.splitlines()[-1]]
         found = self.medians()
-        figures = [f"{found.p50:.1f}", f"{found.p95:.1f}", f"{found.enqueue:.0f}"]
-        return [self.peer.shown, *figures, f"{found.drain:,.0f}", self.peer.settings]
+        shown = [f"{found.p50:.1f}", f"{found.p95:.1f}"]
+        shown += [f"{found.row:.0f}", f"{found.hook:.0f}", f"{found.drain:,.0f}"]
+        return [self.peer.shown, *shown, self.peer.settings]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -186,7 +188,7 @@ def main() -> None:
         print_json({"broker": given.broker, "machine": machine, "peers": peers})
         return
     print_table(
-        ["peer", "p50 (ms)", "p95 (ms)", "enqueue (µs)", "drain (events/s)", "settings"],
+        ["peer", "p50 (ms)", "p95 (ms)", "row (µs)", "hook (µs)", "drain (events/s)", "settings"],
         [each.row() for each in results],
     )
     print()
