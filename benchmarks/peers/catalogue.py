@@ -127,7 +127,7 @@ CATALOGUE = (
         "faststream",
         "FastStream",
         (("faststream", "run", f"{PEERS}.faststream_peer:app", "--log-level", "warning"),),
-        "stream with a consumer group, 100 records a read, or durable queue, prefetch 100",
+        "stream with a consumer group, 100 records a read, or durable queue, prefetch 100, confirms",
         Guarantees(
             _LOST_IN_HOOK,
             "lost",
@@ -141,7 +141,7 @@ CATALOGUE = (
         "taskiq",
         "taskiq",
         (("taskiq", "worker", f"{PEERS}.taskiq_peer:broker", "--log-level", "WARNING"),),
-        "RedisStreamBroker, or AioPikaBroker with qos 100; defaults: 2 processes",
+        "RedisStreamBroker, or AioPikaBroker with qos 100 and its quorum queue; 2 processes",
         Guarantees(
             _LOST_IN_HOOK,
             "lost",
@@ -222,7 +222,7 @@ CATALOGUE = (
         "txoutbox",
         "txoutbox",
         ((f"{PEERS}.txoutbox_peer",), (f"{PEERS}.raw_peer",)),
-        "defaults without order, woken by NOTIFY; relays to the raw consumer; 2 processes",
+        "without order, woken by NOTIFY; relays to the raw consumer, which acknowledges nothing",
         Guarantees(
             "kept: a row of the transaction",
             "lost once relayed",
