@@ -127,7 +127,7 @@ CATALOGUE = (
         "faststream",
         "FastStream",
         (("faststream", "run", f"{PEERS}.faststream_peer:app", "--log-level", "warning"),),
-        "stream with a consumer group, 100 records a read, or durable queue, prefetch 100, confirms",
+        "stream and consumer group, 100 records a read, or durable queue, prefetch 100, confirms",
         Guarantees(
             _LOST_IN_HOOK,
             "lost",

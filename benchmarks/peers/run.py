@@ -19,7 +19,7 @@ import platform
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -126,6 +126,16 @@ def alone(lock: Path | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def failing(result: Result) -> Iterator[None]:
+    """What the body cannot do is the peer's failure, not the run's."""
+    try:
+        yield
+    except (CosEventsError, OSError, subprocess.SubprocessError) as error:
+        result.failure = str(error)
+        print(f"{result.peer.shown}: {error}", file=sys.stderr)
+
+
 def run(given: argparse.Namespace) -> list[Result]:
     """Measure."""
     results = [
@@ -134,8 +144,9 @@ def run(given: argparse.Namespace) -> list[Result]:
         if given.broker in each.brokers and (not given.only or each.name in given.only)
     ]
     for each in results:
-        if each.peer.requirements:
-            python_of(each.peer.requirements)
+        with failing(each):
+            if each.peer.requirements:
+                python_of(each.peer.requirements)
     a_round = 1 + PROBES + BURST + WARM_UP + int(RATE * given.seconds) + given.events
     with own_folder() as home, servers(given.broker, home.path):
         folder = home.path / "peers"
@@ -148,19 +159,9 @@ def run(given: argparse.Namespace) -> list[Result]:
                 for result in results:
                     if not result.failure:
                         print(f"round {number + 1}: {result.peer.shown}", file=sys.stderr)
-                        _measure(result, folder, numbers.take, given)
+                        with failing(result), Round.of(result.peer, folder, numbers.take) as on:
+                            result.rounds.append(on.measure(given.seconds, given.events))
     return results
-
-
-def _measure(
-    result: Result, folder: Path, take: Callable[[int], range], given: argparse.Namespace
-) -> None:
-    try:
-        with Round.of(result.peer, folder, take) as round_:
-            result.rounds.append(round_.measure(given.seconds, given.events))
-    except (CosEventsError, OSError, subprocess.SubprocessError) as error:
-        result.failure = str(error)
-        print(error, file=sys.stderr)
 
 
 def main() -> None:
