@@ -1,0 +1,36 @@
+"""faststream-outbox: a row in the transaction, relayed to FastStream's own broker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from faststream import FastStream
+from faststream_outbox import OutboxBroker, make_outbox_table
+from sqlalchemy import MetaData, create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+from benchmarks.peers import work
+from benchmarks.peers.faststream_peer import broker, handle, to
+
+metadata = MetaData()
+table = make_outbox_table(metadata, table_name="peers_faststream_outbox")
+outbox = OutboxBroker(create_async_engine(work.ASYNC_DATABASE_URL), outbox_table=table)
+publisher = broker.publisher(**to)
+
+app = FastStream(outbox, on_startup=[broker.start], after_shutdown=[broker.stop])
+
+__all__ = ["app", "handle"]
+
+
+@publisher
+@outbox.subscriber("orders", max_workers=4, fetch_batch_size=100, terminal_flush_batch_size=100)
+async def relay(event: dict[str, Any]) -> dict[str, Any]:
+    return event
+
+
+def prepare() -> None:
+    metadata.create_all(create_engine(work.DATABASE_URL))
+
+
+async def in_transaction(session: AsyncSession, event: dict[str, Any]) -> None:
+    await outbox.publish(event, queue="orders", session=session)
