@@ -75,6 +75,15 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         self.noted: set[str] = set()
         self._acknowledged: list[str] = []
 
+    def can_consume(self) -> bool:
+        """Whether there is room, and enough for a fetch; while acknowledgements gather, room does.
+
+        In a prefork worker it comes by ones and twos, each of which would cost a trip.
+        """
+        room = self.can_consume_max_estimate()
+        enough = max(1, self.prefetch_count // 16) if self._acknowledged else 1
+        return room is None or room >= enough
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """Take a message into the prefetch window."""
         if delivery_tag in self.noted:
