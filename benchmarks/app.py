@@ -1,10 +1,15 @@
-"""The Celery application of the benchmarks: one subscription that does next to nothing."""
+"""The Celery application of the benchmarks: subscriptions that do next to nothing."""
+
+import os
 
 from celery import Celery
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, install, subscriber
 from cos_events.settings import get_settings
+
+SUBSCRIPTIONS = "BENCHMARK_SUBSCRIPTIONS"
+"""The environment variable with the number of subscriptions, besides `stopped`."""
 
 app = install(
     Celery(
@@ -16,3 +21,15 @@ app = install(
 @subscriber("stopped", batch_size=100, batch_timeout=0.05)
 def stopped(messages: list[Envelope], session: Session) -> None:
     """Only the delivery rows are written."""
+
+
+def names(count: int) -> list[str]:
+    """What so many subscriptions are called."""
+    return [f"growth_{number}" for number in range(count)]
+
+
+for _name in names(int(os.environ.get(SUBSCRIPTIONS, "0"))):
+
+    @subscriber(_name)
+    def _nothing(message: Envelope) -> None:
+        """Only the delivery row is written."""
