@@ -2,7 +2,7 @@
 
 import os
 
-from celery import Celery
+from celery import Celery, signals
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, install, subscriber
@@ -13,9 +13,17 @@ SUBSCRIPTIONS = "BENCHMARK_SUBSCRIPTIONS"
 
 app = install(
     Celery(
-        "benchmarks", broker=get_settings().broker_url, config_source={"task_ignore_result": True}
+        "benchmarks",
+        broker=get_settings().broker_url,
+        config_source={"task_ignore_result": True, "worker_prefetch_multiplier": 64},
     )
 )
+
+
+@signals.worker_ready.connect
+def _say(**_: object) -> None:
+    # As Celery does, but at any log level: what it logs of each task costs time.
+    print("worker ready.", flush=True)
 
 
 @subscriber("stopped", batch_size=100, batch_timeout=0.05)
