@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from math import ceil, floor, log10
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -110,7 +111,10 @@ def begin(*wanted: str) -> None:
     """Nothing is left of what was before, and these subscriptions are known."""
     with get_engine().begin() as connection:
         connection.execute(
-            text("TRUNCATE cos_events.outbox, cos_events.delivery, cos_events.subscription")
+            text(
+                "TRUNCATE cos_events.outbox, cos_events.delivery, cos_events.subscription "
+                "RESTART IDENTITY"
+            )
         )
         subscriptions.register(connection, [Subscription(name) for name in wanted])
     with Redis.from_url(get_settings().broker_url) as client:
@@ -127,9 +131,11 @@ def milliseconds(act: Callable[[], object], rounds: int) -> list[float]:
     return spent
 
 
-def say(what: str) -> None:
-    """Where the run is."""
-    print(what, file=sys.stderr, flush=True)
+def told(rows: Iterator[Row]) -> Iterator[Row]:
+    """The same, each said as soon as it is known."""
+    for row in rows:
+        print(row, file=sys.stderr, flush=True)
+        yield row
 
 
 def history(sizes: Sequence[int]) -> Iterator[Row]:
@@ -140,12 +146,14 @@ def history(sizes: Sequence[int]) -> Iterator[Row]:
         for made in range(0, size, CHUNK):
             with get_engine().begin() as connection:
                 connection.execute(HISTORY, {"count": min(CHUNK, size - made), "size": 200})
-            say(f"history: {made:,}")
         scalar("ANALYZE cos_events.outbox, cos_events.delivery; SELECT 1")
         with closing(make_wire()) as wire:
             sweep = sweeping(wire)
             # The watermark goes over what is new, once.
-            first, sweeps = milliseconds(sweep, 3), milliseconds(sweep, 60)
+            first: list[float] = []
+            while scalar("SELECT settled_through FROM cos_events.subscription") < size:
+                first += milliseconds(sweep, 1)
+            sweeps = milliseconds(sweep, 60)
             retained = milliseconds(lambda: Retention(get_engine(), WEEK).sweep(), 3)
             record(BATCH_SIZE)
             claims = milliseconds(claim, 20)
@@ -163,8 +171,8 @@ def history(sizes: Sequence[int]) -> Iterator[Row]:
             "worst publish": max(publish),
             "idle sweep, ms": median(sweeps),
             "worst sweep": max(sweeps),
-            "first sweep": max(first),
-            "sweep, first not had": median(stuck),
+            "sweep over what is new": median(first),
+            "the first not had": median(stuck),
             "retention round": median(retained),
         }
 
@@ -199,7 +207,6 @@ def fan_out(counts: Sequence[int], copies: int) -> Iterator[Row]:
             with frozen():
                 record(events)
             spent = await_delivered(events * count)
-        say(f"subscriptions: {count}")
         yield {
             "subscriptions": count,
             "events": events,
@@ -221,7 +228,6 @@ def payload(sizes: Sequence[int], bytes_in_all: int) -> Iterator[Row]:
             with frozen():
                 record(events, size)
             spent = await_delivered(events)
-            say(f"payload: {size:,}")
             yield {
                 "bytes": size,
                 "events": events,
@@ -241,7 +247,6 @@ def drain(counts: Sequence[int], events: int) -> Iterator[Row]:
             await_all(lambda: events - scalar("SELECT count(published_at) FROM cos_events.outbox"))
         # A relay looks once a second: what it waits for is not the drain.
         spent = published_for("max(published_at)")
-        say(f"publishers: {count}")
         yield {"publishers": count, "events/s": events / spent}
     del os.environ["COS_EVENTS_QUEUE_DEPTH"]
 
@@ -258,7 +263,6 @@ def commit(sizes: Sequence[int], seconds: float) -> Iterator[Row]:
             while time.monotonic() < begun + seconds or len(costs) < 5:
                 application.commit("cc", range(size))
             rate = len(costs) * size / (time.monotonic() - begun)
-            say(f"commit: {size:,}")
             yield {
                 "events a commit": size,
                 "events/s": rate,
@@ -327,18 +331,20 @@ def plot(found: dict[str, list[Row]], target: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     rcParams["svg.fonttype"] = "none"
-    figure = Figure(figsize=(4.5 * len(found), 3.6), layout="constrained")
-    for axes, (name, rows) in zip(
-        figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
-    ):
-        across, *others = rows[0]
-        for each in others:
-            if each != "events":
-                axes.plot(
-                    [row[across] for row in rows], [row[each] for row in rows], "o-", label=each
-                )
-        axes.set(xscale="log", yscale="log", xlabel=across, title=name)
-        axes.legend(fontsize="x-small")
+    down = ceil(len(found) / 3)
+    figure = Figure(figsize=(12, 3.6 * down), layout="constrained")
+    for number, (name, rows) in enumerate(found.items(), 1):
+        axes = figure.add_subplot(down, 3, number)
+        across, *others = (each for each in rows[0] if not each.startswith("worst"))
+        drawn = [each for each in others if each != "events"]
+        for each in drawn:
+            axes.plot([row[across] for row in rows], [row[each] for row in rows], "o-", label=each)
+        values = [row[each] for row in rows for each in drawn]
+        axes.set(xscale="log", yscale="log", title=name, xlabel=across)
+        axes.set_ylim(10 ** floor(log10(min(values))), 10 ** ceil(log10(max(values))))
+        axes.minorticks_off()
+        axes.set_xticks([row[across] for row in rows], [f"{row[across]:,.0f}" for row in rows])
+        axes.legend(fontsize="x-small", frameon=False)
     figure.savefig(target)
 
 
@@ -351,7 +357,7 @@ def main() -> None:
     """Parse the command line and measure."""
     dimensions: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
         "history": lambda given: history(given.sizes),
-        "subscriptions": lambda _: fan_out([1, 3, 10, 30, 100], 20_000),
+        "subscriptions": lambda _: fan_out([1, 10, 30, 100], 8_000),
         "payload": lambda _: payload([200, 2_000, 20_000, 200_000], 40_000_000),
         "publishers": lambda _: drain([1, 2, 4], 20_000),
         "commit": lambda _: commit([1, 10, 100, 1_000], 3),
@@ -365,9 +371,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with available(None, None) as which:
-        say(which)
+        print(which, file=sys.stderr)
         upgrade(get_engine())
-        found = {name: list(dimensions[name](given)) for name in given.only}
+        found = {name: list(told(dimensions[name](given))) for name in given.only}
     if given.plot:
         plot(found, given.plot)
     if given.json:
