@@ -75,6 +75,15 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         self.noted: set[str] = set()
         self._acknowledged: list[str] = []
 
+    def can_consume(self) -> bool:
+        """Whether there is room, and enough for a fetch; while acknowledgements gather, room does.
+
+        In a prefork worker it comes by ones and twos, each of which would cost a trip.
+        """
+        room = self.can_consume_max_estimate()
+        enough = max(1, self.prefetch_count // 16) if self._acknowledged else 1
+        return room is None or room >= enough
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """Take a message into the prefetch window."""
         if delivery_tag in self.noted:
@@ -159,7 +168,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
 
     def close(self) -> None:
         """Acknowledge what is done, and put back what is not."""
-        if not self.closed and self._qos is not None:
+        if not self.closed and isinstance(self._qos, QoS):
             try:
                 self._qos.flush()
             except self.connection_errors:
@@ -186,7 +195,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             self._flush_brpop_reauth()
 
     def _fetch(self, key: bytes, queue: str, item: bytes) -> list[dict[str, Any]]:
-        if queue not in self._to_acknowledge or self.global_keyprefix:
+        if queue not in self._to_acknowledge or self.global_keyprefix or not self.ack_emulation:
             return [payload_of(item, queue)[0]]
         room = self.qos.can_consume_max_estimate()
         count = MAX_FETCH if room is None else max(1, min(room, MAX_FETCH))

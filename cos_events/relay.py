@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 class Redelivery:
     """The third sweep. Its cost does not grow with the history: a watermark moves behind it.
 
+    Nor with what is above the watermark, which stays while one event waits in a queue: a sweep goes
+    on where the last one ended, and begins at the watermark again after the newest event.
+
     Parameters:
         engine: on the bus's database.
         wire: to the broker; not shared with other threads.
@@ -61,6 +64,7 @@ class Redelivery:
         self._after = timedelta(seconds=after)
         self._seen: Snapshot | None = None
         self._horizon = 0
+        self._looked_through: dict[str, int] = {}
 
     def sweep(self) -> int:
         """Send again what is lost, oldest first, a batch for each subscription; returns how many.
@@ -86,9 +90,7 @@ class Redelivery:
                 return 0
             missing: Sequence[Row[int, bool, bool]] = ()
             if not backfill(connection, name, self._horizon, BACKFILL_SIZE):
-                missing = redelivery.without_delivery(connection, name, self._after, BATCH_SIZE)
-                settled = missing[0][0] - 1 if missing else self._horizon
-                redelivery.advance(connection, name, min(settled, self._horizon))
+                missing = self._look(connection, name)
         # In a transaction of its own: what follows may wait for a handler's.
         with self._engine.begin() as connection:
             if not subscriptions.lock(connection, name, wait=False):
@@ -100,6 +102,20 @@ class Redelivery:
         self._wire.send_to_queue(name, again)
         logger.warning("%s: %d events had got lost and are sent again", name, len(again))
         return len(again)
+
+    def _look(self, connection: Connection, name: str) -> Sequence[Row[int, bool, bool]]:
+        settled = redelivery.watermark(connection, name)
+        after = max(settled, self._looked_through.pop(name, 0))
+        through = redelivery.end_of_sweep(connection, after)
+        missing = redelivery.without_delivery(
+            connection, name, self._after, BATCH_SIZE, after=after, through=through
+        )
+        if after == settled:
+            had = missing[0][0] - 1 if missing else through or self._horizon
+            redelivery.advance(connection, name, min(had, self._horizon))
+        if through is not None and len(missing) < BATCH_SIZE:
+            self._looked_through[name] = through
+        return missing
 
     def _take(
         self, connection: Connection, name: str, missing: Sequence[Row[int, bool, bool]]

@@ -26,6 +26,9 @@ from sqlalchemy.orm import InstrumentedAttribute
 from cos_events.store.by_index import there_is
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 
+SWEEP_SIZE = 10_000
+"""The most events that one sweep looks at for one subscription."""
+
 RECENT = 1_000
 """How many of the newest events are looked at to see how far a subscription has come."""
 
@@ -58,18 +61,40 @@ def snapshot(connection: Connection) -> Snapshot:
     return Snapshot(last_id or 0, following, oldest)
 
 
-def without_delivery(
-    connection: Connection, subscription: str, overdue: timedelta, limit: int
+def watermark(connection: Connection, subscription: str) -> int:
+    """Each event that it is owed up to this id has a delivery row."""
+    found: int | None = connection.scalar(
+        select(SubscriptionRow.settled_through).where(SubscriptionRow.name == subscription)
+    )
+    return found or 0
+
+
+def end_of_sweep(connection: Connection, after: int) -> int | None:
+    """The last id that a sweep from there looks at; None where it comes to the end."""
+    return connection.scalar(
+        select(OutboxRow.id)
+        .where(OutboxRow.id > after)
+        .order_by(OutboxRow.id)
+        .offset(SWEEP_SIZE - 1)
+        .limit(1)
+    )
+
+
+def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
+    connection: Connection,
+    subscription: str,
+    overdue: timedelta,
+    limit: int,
+    *,
+    after: int,
+    through: int | None,
 ) -> Sequence[Row[int, bool, bool]]:
-    """The oldest events above the watermark that have no delivery row.
+    """The oldest events between these ids that have no delivery row.
 
     Returns:
         For each its id; whether it is overdue; and whether one that was published later by as much
         has been delivered already, so that it cannot be still in the queue.
     """
-    through = connection.scalar(
-        select(SubscriptionRow.settled_through).where(SubscriptionRow.name == subscription)
-    )
     newest = select(OutboxRow.event_id, OutboxRow.published_at).order_by(OutboxRow.id.desc())
     recent = newest.limit(RECENT).subquery()
     ours = DeliveryRow.subscription == subscription
@@ -85,8 +110,9 @@ def without_delivery(
         )
         .join(SubscriptionRow, SubscriptionRow.name == subscription)
         .where(
-            # As a value: PostgreSQL knows then that few rows are above it.
-            OutboxRow.id > (through or 0),
+            # As values: PostgreSQL knows then that few rows are between them.
+            OutboxRow.id > after,
+            *([] if through is None else [OutboxRow.id <= through]),
             wanted(),
             ~there_is(ours, DeliveryRow.event_id == OutboxRow.event_id),
         )
@@ -97,14 +123,12 @@ def without_delivery(
 
 def oldest_without_delivery(connection: Connection, subscription: str) -> float:
     """Seconds since the oldest event was published that it has no delivery row for; 0 if none."""
-    through = connection.scalar(
-        select(SubscriptionRow.settled_through).where(SubscriptionRow.name == subscription)
-    )
+    through = watermark(connection, subscription)
     oldest = connection.scalar(
         select(OutboxRow.published_at)
         .join(SubscriptionRow, SubscriptionRow.name == subscription)
         .where(
-            OutboxRow.id > (through or 0),
+            OutboxRow.id > through,
             OutboxRow.published_at.is_not(None),
             wanted(),
             ~there_is(
@@ -121,12 +145,12 @@ def oldest_without_delivery(connection: Connection, subscription: str) -> float:
     return max(0.0, round(float(age or 0), 3))
 
 
-def advance(connection: Connection, subscription: str, watermark: int) -> None:
-    """Note that each event up to `watermark` has a delivery row."""
+def advance(connection: Connection, subscription: str, through: int) -> None:
+    """Note that each event up to `through` has a delivery row."""
     connection.execute(
         update(SubscriptionRow)
-        .where(SubscriptionRow.name == subscription, SubscriptionRow.settled_through < watermark)
-        .values(settled_through=watermark)
+        .where(SubscriptionRow.name == subscription, SubscriptionRow.settled_through < through)
+        .values(settled_through=through)
     )
 
 

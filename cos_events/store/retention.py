@@ -18,21 +18,20 @@ def try_alone(connection: Connection) -> bool:
 
 
 def next_page(connection: Connection, after: int, keep: timedelta, limit: int) -> Sequence[int]:
-    """The next outbox ids that are old enough and behind every subscription's watermark.
+    """Those of the next `limit` outbox ids that are old enough and behind every watermark.
 
-    Below its watermark a subscription has a delivery row for each event that it is owed, and no
-    transaction can commit an event any more.
+    Fewer than `limit`: nothing old enough is behind them, as events are published in about the
+    order in which they are recorded. Below its watermark a subscription has a delivery row for each
+    event that it is owed, and no transaction can commit an event any more.
     """
     through = connection.scalar(select(func.min(SubscriptionRow.settled_through)))
-    page = (
-        select(OutboxRow.id)
-        .where(OutboxRow.id > after, OutboxRow.published_at < func.now() - keep)
-        .order_by(OutboxRow.id)
-        .limit(limit)
-    )
+    following = select(OutboxRow.id, OutboxRow.published_at).where(OutboxRow.id > after)
     if through is not None:
-        page = page.where(OutboxRow.id <= through)
-    return connection.scalars(page).all()
+        following = following.where(OutboxRow.id <= through)
+    page = following.order_by(OutboxRow.id).limit(limit).subquery()
+    # Filtered behind the limit: what is too young would otherwise be read to its end each time.
+    old = select(page.c.id).where(page.c.published_at < func.now() - keep).order_by(page.c.id)
+    return connection.scalars(old).all()
 
 
 def drop(connection: Connection, ids: Sequence[int]) -> int:

@@ -18,7 +18,7 @@ from cos_events.envelope import Envelope
 from cos_events.errors import BroadcastError
 from cos_events.ledger import verify
 from cos_events.relay import Redelivery
-from cos_events.store import deliveries, subscriptions
+from cos_events.store import deliveries, redelivery, subscriptions
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 
@@ -211,6 +211,30 @@ def test_the_watermark_follows_the_deliveries_and_stops_at_the_first_gap(
     relay.sweep()
     relay.sweep()
     assert watermark(database, subscription.name) == 10
+
+
+def test_a_sweep_looks_at_so_many_events_and_the_next_goes_on_behind_them(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redelivery, "SWEEP_SIZE", 2)
+    waits, *had, lost = record(database, 7)
+    published(database, [waits, *had], ago=1)
+    published(database, [lost], ago=61)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, had, 1)
+    assert [relay.sweep() for _ in range(4)] == [0, 0, 0, 1]
+    assert taken_from(subscription.name) == [(lost, 0)]
+    assert watermark(database, subscription.name) == 0
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, [waits], 1)
+    for _ in range(5):
+        relay.sweep()
+    assert watermark(database, subscription.name) == 7
+    published(database, record(database, 1), ago=61)
+    assert [relay.sweep() for _ in range(2)].count(1) == 1
 
 
 def test_the_watermark_waits_for_a_transaction_that_commits_late_with_a_low_number(

@@ -251,6 +251,27 @@ def test_in_a_workers_loop_acknowledgements_go_together_and_soon(
     hub.close()
 
 
+def test_in_a_workers_loop_a_fetch_waits_for_some_room_as_long_as_acknowledgements_gather(
+    url: str, receiver: Callable[..., Receiver]
+) -> None:
+    send(url, "q", *range(40))
+    worker, hub = receiver("q", prefetch=32), Hub()
+    worker.receive(32)
+    worker.channel.connection.register_with_event_loop(worker._connection.connection, hub)
+    qos, messages = worker.channel.qos, iter(worker.messages)
+    next(messages).ack()
+    assert not qos.can_consume()
+    deadline = time.monotonic() + 20
+    while not qos.can_consume() and time.monotonic() < deadline:
+        time.sleep(GATHER_SECONDS)
+        hub.fire_timers()
+    assert qos.can_consume()
+    for _ in range(3):
+        next(messages).ack()
+    assert qos.can_consume()
+    hub.close()
+
+
 def test_messages_that_nobody_acknowledges_are_not_noted(
     url: str, redis: Redis, receiver: Callable[..., Receiver]
 ) -> None:

@@ -142,6 +142,24 @@ def test_a_sweep_looks_at_one_batch_and_the_next_goes_on_behind_it(
     assert [sweeping.sweep() for _ in range(2)] == [0, 1]
 
 
+def test_a_round_ends_at_a_batch_that_is_not_all_old_enough(
+    database: Engine, event: Callable[..., UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is younger would be read to its end otherwise, however much that is.
+    monkeypatch.setattr(retention, "BATCH_SIZE", 2)
+    subscribe(database, "a")
+    event(2, "a")
+    young = event(0, "a")
+    late = event(2, "a")
+    now = 0.0
+    sweeping = Retention(database, DAY, clock=lambda: now)
+    assert [sweeping.sweep() for _ in range(2)] == [1, 0]
+    assert kept(database) == [young, late]
+    now = retention.REST + 1
+    assert sweeping.sweep() == 1
+    assert kept(database) == [young]
+
+
 def test_two_at_once_do_not_disturb_each_other(
     database: Engine, event: Callable[..., UUID]
 ) -> None:
