@@ -27,7 +27,7 @@ from kombu.message import Message
 from cos_events import telemetry
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail
-from cos_events.gathering import Batching, Merge, Queueing, delivery_of, is_redelivered, wake_up_of
+from cos_events.gathering import Batching, Lane, Queueing, delivery_of, is_redelivered, wake_up_of
 from cos_events.redis_guard import guard
 from cos_events.relay import Relay
 from cos_events.subscribers import Subscriber, subscribers_of
@@ -104,8 +104,8 @@ class DeliveryStep(bootsteps.StartStopStep):
         super().__init__(consumer, **options)
         self._consumer = consumer
         self._subscribers = subscribers_of(consumer.app)
-        self._gatherings: dict[str, Batching | Queueing] = {}
-        self._wake_ups: Queueing | None = None
+        self._gatherings: dict[str, Batching | Lane] = {}
+        self._wake_ups: Lane | None = None
         self._make_task_handler = consumer.create_task_handler
         self._on_decode_error = consumer.on_decode_error
         consumer.create_task_handler = self._create_task_handler
@@ -129,12 +129,17 @@ class DeliveryStep(bootsteps.StartStopStep):
                 gathering.forget()
 
     def _create_task_handler(self) -> Callable[[Message], None]:
-        run = self._make_task_handler()
-        self._gatherings = {
-            name: self._gather(subscriber, run) for name, subscriber in self._subscribers.items()
-        }
+        run, consumer = self._make_task_handler(), self._consumer
         # Without an event loop an acknowledgement is only seen when the next message comes.
-        self._wake_ups = self._queueing(wake_up_of, run) if self._consumer.hub else None
+        queueing = (
+            Queueing(run, lambda: consumer.pool.num_processes, consumer.hub.call_soon)
+            if consumer.hub
+            else None
+        )
+        self._gatherings = {
+            each.name: self._gather(each, run, queueing) for each in self._subscribers.values()
+        }
+        self._wake_ups = queueing.lane(wake_up_of) if queueing else None
 
         def on_message(message: Message) -> None:
             gathering = self._gathering_of(message)
@@ -152,18 +157,14 @@ class DeliveryStep(bootsteps.StartStopStep):
         return on_message
 
     def _gather(
-        self, subscriber: Subscriber, run: Callable[[Message], None]
-    ) -> Batching | Queueing:
+        self, subscriber: Subscriber, run: Callable[[Message], None], queueing: Queueing | None
+    ) -> Batching | Lane:
         consumer, merge = self._consumer, partial(delivery_of, subscriber.name)
-        if consumer.hub and may_queue(subscriber, consumer.app.tasks[subscriber.name]):
-            return self._queueing(merge, run)
+        if queueing and may_queue(subscriber, consumer.app.tasks[subscriber.name]):
+            return queueing.lane(merge)
         return Batching(merge, run, consumer.timer, subscriber.batch_size, subscriber.batch_timeout)
 
-    def _queueing(self, merge: Merge, run: Callable[[Message], None]) -> Queueing:
-        consumer = self._consumer
-        return Queueing(merge, run, consumer.pool.num_processes, consumer.hub.call_soon)
-
-    def _gathering_of(self, message: Message) -> Batching | Queueing | None:
+    def _gathering_of(self, message: Message) -> Batching | Lane | None:
         name = (message.delivery_info or {}).get("routing_key")
         return self._gatherings.get(name) if isinstance(name, str) else None
 

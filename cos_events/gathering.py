@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -174,65 +175,97 @@ class Batching:
 
 
 class Queueing:
-    """Gathers messages that arrive together, or while every process has a task of theirs.
+    """Gathers messages that arrive together, or while every process has a task.
 
-    So many go together as have lately taken `TASK_SECONDS`. Where a process is free, a message
-    never waits for one that has not arrived.
+    Each kind of message has a lane of its own; the lanes share the processes in fair turn. So many
+    messages of a lane go together as have lately taken `TASK_SECONDS`. Where a process is free, a
+    message never waits for one that has not arrived.
 
     Parameters:
-        merge: makes the task.
-        run: runs it.
-        processes: how many of its tasks may run at once.
+        run: runs a task.
+        processes: how many tasks may run at once; asked each time, as pools grow and shrink.
         soon: calls a function once what has arrived is handed out: the worker's event loop.
     """
 
     def __init__(
         self,
-        merge: Merge,
         run: Callable[[Message], None],
-        processes: int,
+        processes: Callable[[], int],
         soon: Callable[[Callable[[], None]], object],
     ) -> None:
-        self._merge, self._run, self._processes, self._soon = merge, run, processes, soon
-        self._parts: list[Message] = []
+        self._run, self._processes, self._soon = run, processes, soon
+        self._waiting: deque[Lane] = deque()
         self._running = 0
-        self._at_once = 1
         # A pool of threads ends tasks in them.
         self._lock = threading.Lock()
 
-    def add(self, message: Message) -> None:
-        """Take one more; it runs soon if a process is free."""
+    def lane(self, merge: Merge) -> Lane:
+        """One for messages of which `merge` makes a task."""
+        return Lane(self, merge)
+
+    def add(self, lane: Lane, message: Message) -> None:
+        """Take one more into a lane; it runs soon if a process is free."""
         with self._lock:
-            self._parts.append(message)
-            first = len(self._parts) == 1
-        if first:
-            self._soon(self._flush)
+            lane.parts.append(message)
+            if len(lane.parts) > 1:
+                return
+            self._waiting.append(lane)
+        self._soon(self._flush)
+
+    def forget(self, lane: Lane) -> None:
+        """Leave a lane's messages to the broker."""
+        with self._lock:
+            if lane.parts:
+                lane.parts.clear()
+                self._waiting.remove(lane)
 
     def _flush(self) -> None:
-        for parts in self._take():
-            end = partial(self._end, len(parts), time.monotonic())
-            self._run(self._merge(parts, end))
+        for lane, parts in self._take():
+            end = partial(self._end, lane, len(parts), time.monotonic())
+            self._run(lane.merge(parts, end))
 
-    def _take(self) -> list[list[Message]]:
+    def _take(self) -> list[tuple[Lane, list[Message]]]:
         """The messages of each task that may run now."""
         taken = []
         with self._lock:
-            while self._parts and self._running < self._processes:
-                taken.append(self._parts[: self._at_once])
-                del self._parts[: self._at_once]
+            while self._waiting and self._running < self._processes():
+                lane = self._waiting.popleft()
+                taken.append((lane, lane.parts[: lane.at_once]))
+                del lane.parts[: lane.at_once]
+                if lane.parts:
+                    self._waiting.append(lane)
                 self._running += 1
         return taken
 
-    def _end(self, count: int, begun: float) -> None:
+    def _end(self, lane: Lane, count: int, begun: float) -> None:
         each = (time.monotonic() - begun) / count
         with self._lock:
             self._running -= 1
-            self._at_once = max(1, min(MAX_AT_ONCE, 2 * count, int(TASK_SECONDS / each)))
-            more = bool(self._parts)
+            lane.at_once = max(1, min(MAX_AT_ONCE, 2 * count, int(TASK_SECONDS / each)))
+            more = bool(self._waiting)
         if more:
             self._soon(self._flush)
 
+
+class Lane:
+    """The messages of one kind that wait for a process.
+
+    Attributes:
+        merge: makes a task of them.
+        parts: the messages.
+        at_once: how many of them may share the next task.
+    """
+
+    def __init__(self, queueing: Queueing, merge: Merge) -> None:
+        self.merge = merge
+        self.parts: list[Message] = []
+        self.at_once = 1
+        self._queueing = queueing
+
+    def add(self, message: Message) -> None:
+        """Take one more; it runs soon if a process is free."""
+        self._queueing.add(self, message)
+
     def forget(self) -> None:
         """Leave what there is to the broker: its connection is gone, it will deliver again."""
-        with self._lock:
-            self._parts.clear()
+        self._queueing.forget(self)

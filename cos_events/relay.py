@@ -39,6 +39,9 @@ BACKFILL_SIZE = 10_000
 FEEDING_INTERVAL = 0.1
 """Seconds between two sweeps while held copies follow."""
 
+CATCH_UP = 10
+"""How many times as many events a sweep looks at while each has a delivery row."""
+
 LOCK_TIMEOUT_MS = 50
 """Milliseconds that the relay waits for a row that a handler's transaction holds."""
 
@@ -104,17 +107,21 @@ class Redelivery:
         return len(again)
 
     def _look(self, connection: Connection, name: str) -> Sequence[Row[int, bool, bool]]:
-        settled = redelivery.watermark(connection, name)
-        after = max(settled, self._looked_through.pop(name, 0))
-        through = redelivery.end_of_sweep(connection, after)
-        missing = redelivery.without_delivery(
-            connection, name, self._after, BATCH_SIZE, after=after, through=through
-        )
-        if after == settled:
-            had = missing[0][0] - 1 if missing else through or self._horizon
-            redelivery.advance(connection, name, min(had, self._horizon))
-        if through is not None and len(missing) < BATCH_SIZE:
-            self._looked_through[name] = through
+        """The first missing of the next events; of many more while the watermark moves freely."""
+        for _ in range(CATCH_UP):
+            settled = redelivery.watermark(connection, name)
+            after = max(settled, self._looked_through.pop(name, 0))
+            through = redelivery.end_of_sweep(connection, after)
+            missing = redelivery.without_delivery(
+                connection, name, self._after, BATCH_SIZE, after=after, through=through
+            )
+            if after == settled:
+                had = missing[0][0] - 1 if missing else through or self._horizon
+                redelivery.advance(connection, name, min(had, self._horizon))
+            if through is not None and len(missing) < BATCH_SIZE:
+                self._looked_through[name] = through
+            if missing or through is None or after > settled or through > self._horizon:
+                break
         return missing
 
     def _take(

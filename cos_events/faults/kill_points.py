@@ -81,7 +81,7 @@ KILL_POINTS = {
     "relay.after_note": _after("store.redelivery:note_sent_again"),
     "relay.before_send": _before(*_SEND_TO_QUEUE),
     "relay.after_send": _after(*_SEND_TO_QUEUE),
-    "consumer.before_task": _before("gathering:Batching.add", "gathering:Queueing.add"),
+    "consumer.before_task": _before("gathering:Batching.add", "gathering:Lane.add"),
     "subscriber.before_handler": _before("attempt:call"),
     "subscriber.after_handler": _after("attempt:call"),
     "subscriber.after_settle": _after("store.deliveries:settle"),

@@ -237,6 +237,25 @@ def test_a_sweep_looks_at_so_many_events_and_the_next_goes_on_behind_them(
     assert [relay.sweep() for _ in range(2)].count(1) == 1
 
 
+def test_a_relay_that_was_away_looks_at_many_events_in_a_sweep(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redelivery, "SWEEP_SIZE", 2)
+    had = record(database, 7)
+    published(database, had, ago=1)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, had, 1)
+    # Four until it knows that no transaction can commit any of them late, and is at the end.
+    for _ in range(4):
+        relay.sweep()
+    before = watermark(database, subscription.name)
+    relay.sweep()
+    assert (before, watermark(database, subscription.name)) == (0, 7)
+
+
 def test_the_watermark_waits_for_a_transaction_that_commits_late_with_a_low_number(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:

@@ -17,6 +17,7 @@ from cos_events.consumer import is_wake_up, may_queue
 from cos_events.gathering import (
     MAX_AT_ONCE,
     TASK_SECONDS,
+    Lane,
     Queueing,
     TaskMessage,
     delivery_of,
@@ -84,9 +85,9 @@ def at_once(function: Callable[[], None]) -> None:
 
 
 @pytest.fixture
-def queueing(ran: list[TaskMessage]) -> Queueing:
+def lane(ran: list[TaskMessage]) -> Lane:
     """For a pool of two, whose loop turns after each message."""
-    return Queueing(partial(delivery_of, "q"), ran.append, 2, at_once)  # type: ignore[arg-type] # a TaskMessage
+    return Queueing(ran.append, lambda: 2, at_once).lane(partial(delivery_of, "q"))  # type: ignore[arg-type] # a TaskMessage
 
 
 def sizes(ran: list[TaskMessage]) -> list[int]:
@@ -94,19 +95,19 @@ def sizes(ran: list[TaskMessage]) -> list[int]:
 
 
 def test_while_a_process_is_free_each_message_runs_at_once_by_itself(
-    queueing: Queueing, ran: list[TaskMessage]
+    lane: Lane, ran: list[TaskMessage]
 ) -> None:
     for _ in range(2):
-        queueing.add(Part())
+        lane.add(Part())
     assert sizes(ran) == [1, 1]
 
 
 def test_while_all_are_busy_messages_gather_and_go_together(
-    queueing: Queueing, ran: list[TaskMessage], clock: Clock
+    lane: Lane, ran: list[TaskMessage], clock: Clock
 ) -> None:
     parts = [Part(str(number)) for number in range(20)]
     for part in parts:
-        queueing.add(part)
+        lane.add(part)
     clock.now += 0.001
     ran[0].ack()
     clock.now += 0.001
@@ -120,11 +121,9 @@ def test_while_all_are_busy_messages_gather_and_go_together(
     ]
 
 
-def test_of_slow_calls_each_is_a_task(
-    queueing: Queueing, ran: list[TaskMessage], clock: Clock
-) -> None:
+def test_of_slow_calls_each_is_a_task(lane: Lane, ran: list[TaskMessage], clock: Clock) -> None:
     for number in range(10):
-        queueing.add(Part(str(number)))
+        lane.add(Part(str(number)))
     for number in range(6):
         clock.now += TASK_SECONDS
         ran[number].ack()
@@ -135,10 +134,10 @@ def test_messages_that_arrive_together_are_gathered_before_any_runs(
     ran: list[TaskMessage], clock: Clock
 ) -> None:
     turn: list[Callable[[], None]] = []
-    queueing = Queueing(partial(delivery_of, "q"), ran.append, 1, turn.append)  # type: ignore[arg-type] # a TaskMessage
+    lane = Queueing(ran.append, lambda: 1, turn.append).lane(partial(delivery_of, "q"))  # type: ignore[arg-type] # a TaskMessage
     for sent in (1, 5):
         for number in range(sent):
-            queueing.add(Part(str(number)))
+            lane.add(Part(str(number)))
         assert len(turn) == 1
         turn.pop()()
         clock.now += 0.001
@@ -155,20 +154,38 @@ def test_a_pool_that_runs_tasks_in_the_loop_goes_back_to_it_after_each(clock: Cl
         clock.now += 1e-6
         message.ack()
 
-    queueing = Queueing(partial(delivery_of, "q"), run, 1, turns.append)
+    lane = Queueing(run, lambda: 1, turns.append).lane(partial(delivery_of, "q"))
     for number in range(4):
-        queueing.add(Part(str(number)))
+        lane.add(Part(str(number)))
     for taken in (1, 3, 4):
         turns.pop()()
         assert sum(sizes) == taken
     assert turns == []
 
 
+def test_the_lanes_of_a_worker_share_its_processes_in_fair_turn(
+    ran: list[TaskMessage], clock: Clock
+) -> None:
+    queueing = Queueing(ran.append, lambda: 1, at_once)  # type: ignore[arg-type] # a TaskMessage
+    busy, rare = (queueing.lane(partial(delivery_of, name)) for name in ("busy", "rare"))
+    for number in range(20):
+        busy.add(Part(str(number)))
+    rare.add(Part())
+    for each in ran:  # grows meanwhile
+        clock.now += 0.001
+        each.ack()
+    tasks = [(each.headers["task"], len(each.parts)) for each in ran]
+    assert tasks == [
+        *(("busy", 1), ("busy", 2), ("rare", 1)),
+        *(("busy", 4), ("busy", 8), ("busy", 5)),
+    ]
+
+
 def test_a_task_has_a_bounded_number_of_messages(
-    queueing: Queueing, ran: list[TaskMessage], clock: Clock
+    lane: Lane, ran: list[TaskMessage], clock: Clock
 ) -> None:
     for number in range(1_000):
-        queueing.add(Part(str(number)))
+        lane.add(Part(str(number)))
     for each in ran:  # grows meanwhile
         clock.now += 1e-6
         each.ack()
@@ -176,12 +193,10 @@ def test_a_task_has_a_bounded_number_of_messages(
     assert max(sizes(ran)) == MAX_AT_ONCE
 
 
-def test_messages_of_a_lost_connection_are_forgotten(
-    queueing: Queueing, ran: list[TaskMessage]
-) -> None:
+def test_messages_of_a_lost_connection_are_forgotten(lane: Lane, ran: list[TaskMessage]) -> None:
     for number in range(10):
-        queueing.add(Part(str(number)))
-    queueing.forget()
+        lane.add(Part(str(number)))
+    lane.forget()
     for each in tuple(ran):
         each.ack()
     assert sizes(ran) == [1, 1]
@@ -230,9 +245,9 @@ def wake_up(argument: Any, **headers: Any) -> Message:
 def test_wake_ups_that_gathered_are_one_publish_task_for_all_their_rows(
     ran: list[TaskMessage], clock: Clock
 ) -> None:
-    queueing = Queueing(wake_up_of, ran.append, 1, at_once)  # type: ignore[arg-type] # a TaskMessage
+    lane = Queueing(ran.append, lambda: 1, at_once).lane(wake_up_of)  # type: ignore[arg-type] # a TaskMessage
     for ids in ([1], [2, 3], [4], [5, 6]):
-        queueing.add(wake_up(ids))
+        lane.add(wake_up(ids))
     for each in ran:  # grows meanwhile
         clock.now += 0.001
         each.ack()
