@@ -132,7 +132,9 @@ class DeliveryStep(bootsteps.StartStopStep):
         run, consumer = self._make_task_handler(), self._consumer
         # Without an event loop an acknowledgement is only seen when the next message comes.
         queueing = (
-            Queueing(run, lambda: consumer.pool.num_processes, consumer.hub.call_soon)
+            Queueing(
+                run, lambda: consumer.pool.num_processes, partial(consumer.timer.call_after, 0)
+            )
             if consumer.hub
             else None
         )

@@ -25,7 +25,7 @@ from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess
 from cos_events.task_message import EMBED, task_headers
 from cos_events.telemetry import names
-from cos_events.topology import PUBLISH_TASK, publish_queue
+from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK, publish_queue
 
 logger = logging.getLogger(__name__)
 
@@ -150,13 +150,13 @@ class PublishTaskSender:
             self._room = 0
         task_id = uuid()
         try:
+            # Declares the queue, too.
             self._look()
             self._room -= 1
             self._producer.publish(
                 [[ids], {}, EMBED],
                 exchange="",
-                routing_key=publish_queue().name,
-                declare=[publish_queue()],
+                routing_key=PUBLISH_QUEUE,
                 serializer="json",
                 headers=task_headers(PUBLISH_TASK, task_id, f"(<{len(ids)} outbox ids>,)"),
                 correlation_id=task_id,

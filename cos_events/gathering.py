@@ -184,7 +184,8 @@ class Queueing:
     Parameters:
         run: runs a task.
         processes: how many tasks may run at once; asked each time, as pools grow and shrink.
-        soon: calls a function once what has arrived is handed out: the worker's event loop.
+        soon: calls a function once what has arrived is handed out, by the event loop's timer: what
+            `Hub.call_soon` is given by a function that it has called waits for the next event.
     """
 
     def __init__(
