@@ -6,6 +6,7 @@ import gc
 from typing import Any
 
 from celery import Celery, signals
+from celery.utils.text import str_to_list
 
 from cos_events import (
     broker,
@@ -97,15 +98,19 @@ def _choose_transport(instance: Any, **_: Any) -> None:
 
 
 @signals.celeryd_init.connect
-def _declare_queues(instance: Any, **_: Any) -> None:
+def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
     app: Celery = instance.app
     if DeliveryStep not in app.steps["consumer"]:
         return
     rabbitmq = broker.on_rabbitmq()
-    app.amqp.queues.select_add(publish_queue())
-    for each in subscribers_of(app).values():
-        # Publishers bind it to its modules: they know whether it is holding.
-        app.amqp.queues.select_add(subscription_queue(each.name, (), rabbitmq=rabbitmq))
+    queues = [publish_queue()]
+    # Publishers bind them to their modules: they know which are holding.
+    queues += [subscription_queue(each, (), rabbitmq=rabbitmq) for each in subscribers_of(app)]
+    consumed: list[str] | None = str_to_list(options.get("queues"))  # type: ignore[arg-type] # or None
+    for queue in queues:
+        # On RabbitMQ Celery complains of each that is not there yet.
+        if consumed is None or queue.name in consumed:
+            app.amqp.queues.select_add(queue)
     try:
         register_subscriptions(app)
     except CosEventsError as error:
