@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,15 @@ class Team:
         return f"{self.prefix}_{kind}"
 
     def start(
-        self, *, consume_all: bool = False, pool: str = "prefork", ready: bool = True
+        self,
+        *,
+        consume_all: bool = False,
+        kinds: Sequence[str] = KINDS,
+        pool: str = "prefork",
+        ready: bool = True,
     ) -> subprocess.Popen[bytes]:
-        """A worker that is ready, of every queue: named by -Q, or by leaving -Q out."""
-        names = ",".join([PUBLISH_QUEUE, *(self.queue(kind) for kind in KINDS)])
+        """A worker that is ready, of these queues: named by -Q, or of all by leaving -Q out."""
+        names = ",".join([PUBLISH_QUEUE, *(self.queue(kind) for kind in kinds)])
         queues = [] if consume_all else ["-Q", names]
         celery = [sys.executable, "-m", "celery", "-A", APP, "worker", "-n", self.node]
         with self._log.open("wb") as log:
@@ -188,6 +193,11 @@ def test_a_plain_celery_worker_without_q_consumes_every_queue(team: Team) -> Non
     wanted = {PUBLISH_QUEUE, *(team.queue(kind) for kind in KINDS)}
     assert wanted <= {queue["name"] for queue in active}
     team.expect(team.record(2), "plain")
+
+
+def test_a_publisher_that_is_there_before_any_subscriber_complains_of_nothing(team: Team) -> None:
+    team.stop(team.start(kinds=[], pool="solo"))
+    assert not [line for line in team.log().splitlines() if "ERROR" in line or "CRITICAL" in line]
 
 
 def test_each_event_is_delivered_once_to_every_subscription(team: Team) -> None:
