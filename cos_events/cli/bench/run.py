@@ -61,7 +61,7 @@ def _figures(broker: BrokerName) -> dict[str, Figure]:
     figures = [
         Figure(
             "hook_us",
-            "hook in the committing thread, p50 (floor: a raw push)",
+            "hook in the committing thread, p50 (floor: a raw LPUSH)",
             "us",
             bars=(Bar("<=", 0.15, of_ratio=True),),
         ),

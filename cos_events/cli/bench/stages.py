@@ -26,7 +26,7 @@ BATCH, SINGLE, SESSION = SUBSCRIPTIONS
 def hook(
     application: Application, numbers: range, rate: float, *, only_bus: bool = False
 ) -> tuple[float, float]:
-    """Commits at a pace, by turns with the bus and with a raw push.
+    """Commits at a pace, by turns with the bus and with a raw LPUSH.
 
     Returns:
         The medians of what both cost the committing thread, in microseconds; 0 for the push if
@@ -37,7 +37,7 @@ def hook(
 
     def one(turn: int) -> None:
         if turn % 2 and not only_bus:
-            application.commit_raw(numbers[turn])
+            application.commit_raw(numbers[turn], is_hook=True)
         else:
             application.commit(SINGLE, range(numbers[turn], numbers[turn] + 1))
 
