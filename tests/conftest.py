@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -176,6 +177,21 @@ def clean_queues(broker_url: str) -> Iterator[list[str]]:
     names: list[str] = []
     yield names
     broker.delete_queues(names)
+
+
+@pytest.fixture
+def frozen() -> Callable[[embedded.EmbeddedValkey], AbstractContextManager[None]]:
+    """While the body runs this server accepts connections and never answers."""
+
+    @contextmanager
+    def freeze(server: embedded.EmbeddedValkey) -> Iterator[None]:
+        os.kill(server.pid or 0, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(server.pid or 0, signal.SIGCONT)
+
+    return freeze
 
 
 @pytest.fixture
