@@ -25,7 +25,7 @@ from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess
 from cos_events.task_message import EMBED, task_headers
 from cos_events.telemetry import names
-from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK, publish_queue
+from cos_events.topology import PUBLISH_TASK, publish_queue
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,7 @@ class PublishTaskSender:
     def __init__(self) -> None:
         self._connection: Any = None
         self._producer: Any = None
+        self._queue = publish_queue()
         self._room = 0
 
     def __call__(self, ids: list[int]) -> None:
@@ -156,7 +157,7 @@ class PublishTaskSender:
             self._producer.publish(
                 [[ids], {}, EMBED],
                 exchange="",
-                routing_key=PUBLISH_QUEUE,
+                routing_key=self._queue.name,
                 serializer="json",
                 headers=task_headers(PUBLISH_TASK, task_id, f"(<{len(ids)} outbox ids>,)"),
                 correlation_id=task_id,
@@ -171,7 +172,7 @@ class PublishTaskSender:
     def _look(self) -> None:
         if self._room > 0:
             return
-        queue = publish_queue()
+        queue = self._queue
         declared = self._producer.channel.queue_declare(
             queue.name, durable=queue.durable, auto_delete=queue.auto_delete
         )
