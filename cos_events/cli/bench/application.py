@@ -39,12 +39,10 @@ class Application:
         self._engine = engine
         self._channel = redis.Redis.from_url(get_settings().redis_url)
         self._push = _pusher()
-        # The hook's floor is an LPUSH whatever the broker.
-        rabbitmq = broker.on_rabbitmq()
-        self._hook_push = self._lpush if rabbitmq else self._push
-        self._also_push = self._push if rabbitmq else None
+        # The hook's floor is an LPUSH whatever the broker; the first is measured.
+        self._hook_pushes = (self._lpush, self._push) if broker.on_rabbitmq() else (self._push,)
+        self._pushes: tuple[Callable[[str], object], ...] = ()
         self._raw = ""
-        self._is_hook = False
         self._numbers: Iterable[int] = ()
         self._cost = self._begun = 0.0
         # Around every other listener: the cost is what they take.
@@ -76,7 +74,8 @@ class Application:
             number: of the event.
             is_hook: whether it is the hook that is measured; otherwise it is the event's way.
         """
-        self._numbers, self._is_hook = (number,), is_hook
+        self._numbers = (number,)
+        self._pushes = self._hook_pushes if is_hook else (self._push,)
         content = {
             "level": "INFO",
             "component": "bench",
@@ -103,11 +102,12 @@ class Application:
         for number in self._numbers:
             self.committed[number] = now
         if self._raw:
+            first, *others = self._pushes
             self._begun = time.perf_counter()
-            (self._hook_push if self._is_hook else self._push)(self._raw)
+            first(self._raw)
             self._cost = time.perf_counter() - self._begun
-            if self._is_hook and self._also_push:
-                self._also_push(self._raw)
+            for each in others:
+                each(self._raw)
             self._channel.publish(FLOOR, self._raw)
 
     def _lpush(self, raw: str) -> object:
