@@ -57,29 +57,34 @@ class Process:
         self._environment = {**environment, FOLDER: str(folder), PARENT: str(os.getpid())}
         self._runs: list[subprocess.Popen[bytes]] = []
         self.last_words: str | None = None
-        self._starter: threading.Thread | None = None
+        self._launching = threading.Lock()
+        self._over = False
         self._started_at = 0.0
 
     def start(self) -> None:
         """Start it, without waiting for it."""
         # An interrupt reaches the main thread only. Started in another one, the process cannot be
         # running without being known here, whenever the interrupt comes.
-        self._starter = threading.Thread(target=self._launch, name=f"start-{self.name}")
-        self._starter.start()
-        self._starter.join()
+        starter = threading.Thread(target=self._launch, name=f"start-{self.name}")
+        starter.start()
+        starter.join()
 
     def _launch(self) -> None:
-        with self.log.open("ab") as output:
-            self._started_at = time.monotonic()
-            run = subprocess.Popen(  # noqa: S603 - our own program
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=self._environment,
-                start_new_session=True,
-            )
-            self._runs.append(run)
+        with self._launching:
+            if self._over:
+                # An interrupt came before this thread did anything.
+                return
+            with self.log.open("ab") as output:
+                self._started_at = time.monotonic()
+                run = subprocess.Popen(  # noqa: S603 - our own program
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=self._environment,
+                    start_new_session=True,
+                )
+                self._runs.append(run)
         for notes in ("ready", "killed"):
             # Of an earlier process that had this number.
             (self._folder / notes / str(run.pid)).unlink(missing_ok=True)
@@ -139,8 +144,8 @@ class Process:
 
     def stop(self) -> None:
         """Let it finish, for a bounded time; then end all that is left of all its runs."""
-        if self._starter is not None:
-            self._starter.join(10.0)
+        with self._launching:
+            self._over = True
         try:
             self.terminate()
             wait_until(lambda: self.pid is None, STOP_SECONDS)

@@ -103,7 +103,7 @@ def test_ctrl_c_stops_everything_and_leaves_nothing(
     assert process.returncode == 1
     assert "Traceback" not in err
     eventually(lambda: running_in(place) == [], 10)
-    assert list(place.iterdir()) == []
+    assert sorted(place.rglob("*")) == [], err
 
 
 def test_what_a_killed_run_left_behind_ends_with_the_next(
