@@ -105,7 +105,7 @@ class DeliveryStep(bootsteps.StartStopStep):
         self._consumer = consumer
         self._subscribers = subscribers_of(consumer.app)
         self._gatherings: dict[str, Batching | Lane] = {}
-        self._wake_ups: Lane | None = None
+        self._in_hand: tuple[Batching | Lane, ...] = ()
         self._make_task_handler = consumer.create_task_handler
         self._on_decode_error = consumer.on_decode_error
         consumer.create_task_handler = self._create_task_handler
@@ -124,9 +124,8 @@ class DeliveryStep(bootsteps.StartStopStep):
 
     def stop(self, _consumer: Consumer) -> None:
         """The connection is going away, and the gathered messages with it."""
-        for gathering in (*self._gatherings.values(), self._wake_ups):
-            if gathering is not None:
-                gathering.forget()
+        for gathering in self._in_hand:
+            gathering.forget()
 
     def _create_task_handler(self) -> Callable[[Message], None]:
         run, consumer = self._make_task_handler(), self._consumer
@@ -141,18 +140,27 @@ class DeliveryStep(bootsteps.StartStopStep):
         self._gatherings = {
             each.name: self._gather(each, run, queueing) for each in self._subscribers.values()
         }
-        self._wake_ups = queueing.lane(wake_up_of) if queueing else None
+        wake_ups: Batching | Lane
+        redelivered: Batching | Lane
+        if queueing:
+            wake_ups, redelivered = queueing.lane(wake_up_of), queueing.lane(delivery_of, most=1)
+        else:
+            wake_ups, redelivered = (
+                Batching(merge, run, consumer.timer, size=1, timeout=0)
+                for merge in (wake_up_of, delivery_of)
+            )
+        self._in_hand = (*self._gatherings.values(), wake_ups, redelivered)
 
         def on_message(message: Message) -> None:
             gathering = self._gathering_of(message)
             if gathering is None:
-                gather = self._wake_ups if is_wake_up(message) else None
-                (gather.add if gather else run)(message)
+                (wake_ups.add if is_wake_up(message) else run)(message)
             elif is_retry(message):
                 run(message)
             elif is_redelivered(message):
-                # By itself: an earlier copy may have killed its worker.
-                run(delivery_of(message.delivery_info["routing_key"], [message]))
+                # By itself: an earlier copy may have killed its worker. In its turn: where that
+                # copy is still in hand here, no worker died of it.
+                redelivered.add(message)
             else:
                 gathering.add(message)
 
@@ -161,10 +169,12 @@ class DeliveryStep(bootsteps.StartStopStep):
     def _gather(
         self, subscriber: Subscriber, run: Callable[[Message], None], queueing: Queueing | None
     ) -> Batching | Lane:
-        consumer, merge = self._consumer, partial(delivery_of, subscriber.name)
+        consumer = self._consumer
         if queueing and may_queue(subscriber, consumer.app.tasks[subscriber.name]):
-            return queueing.lane(merge)
-        return Batching(merge, run, consumer.timer, subscriber.batch_size, subscriber.batch_timeout)
+            return queueing.lane(delivery_of)
+        return Batching(
+            delivery_of, run, consumer.timer, subscriber.batch_size, subscriber.batch_timeout
+        )
 
     def _gathering_of(self, message: Message) -> Batching | Lane | None:
         name = (message.delivery_info or {}).get("routing_key")

@@ -93,11 +93,11 @@ Merge = Callable[[Sequence[Message], Callable[[], object]], TaskMessage]
 
 
 def delivery_of(
-    subscription: str, parts: Sequence[Message], on_end: Callable[[], object] = lambda: None
+    parts: Sequence[Message], on_end: Callable[[], object] = lambda: None
 ) -> TaskMessage:
-    """The task that delivers these envelopes to a subscription."""
+    """The task that delivers these envelopes to the subscription whose queue they came from."""
     return TaskMessage(
-        subscription,
+        parts[0].delivery_info["routing_key"],
         [body_of(part).decode("utf-8", "surrogateescape") for part in parts],
         f"(<{len(parts)} events>,)",
         parts,
@@ -200,9 +200,9 @@ class Queueing:
         # A pool of threads ends tasks in them.
         self._lock = threading.Lock()
 
-    def lane(self, merge: Merge) -> Lane:
-        """One for messages of which `merge` makes a task."""
-        return Lane(self, merge)
+    def lane(self, merge: Merge, most: int = MAX_AT_ONCE) -> Lane:
+        """One for messages of which `merge` makes a task, of at most so many."""
+        return Lane(self, merge, most)
 
     def add(self, lane: Lane, message: Message) -> None:
         """Take one more into a lane; it runs soon if a process is free."""
@@ -242,7 +242,7 @@ class Queueing:
         each = (time.monotonic() - begun) / count
         with self._lock:
             self._running -= 1
-            lane.at_once = max(1, min(MAX_AT_ONCE, 2 * count, int(TASK_SECONDS / each)))
+            lane.at_once = max(1, min(lane.most, 2 * count, int(TASK_SECONDS / each)))
             more = bool(self._waiting)
         if more:
             self._soon(self._flush)
@@ -253,12 +253,13 @@ class Lane:
 
     Attributes:
         merge: makes a task of them.
+        most: how many of them may ever share a task.
         parts: the messages.
         at_once: how many of them may share the next task.
     """
 
-    def __init__(self, queueing: Queueing, merge: Merge) -> None:
-        self.merge = merge
+    def __init__(self, queueing: Queueing, merge: Merge, most: int) -> None:
+        self.merge, self.most = merge, most
         self.parts: list[Message] = []
         self.at_once = 1
         self._queueing = queueing

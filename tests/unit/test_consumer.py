@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -87,7 +86,7 @@ def at_once(function: Callable[[], None]) -> None:
 @pytest.fixture
 def lane(ran: list[TaskMessage]) -> Lane:
     """For a pool of two, whose loop turns after each message."""
-    return Queueing(ran.append, lambda: 2, at_once).lane(partial(delivery_of, "q"))  # type: ignore[arg-type] # a TaskMessage
+    return Queueing(ran.append, lambda: 2, at_once).lane(delivery_of)  # type: ignore[arg-type] # a TaskMessage
 
 
 def sizes(ran: list[TaskMessage]) -> list[int]:
@@ -134,7 +133,7 @@ def test_messages_that_arrive_together_are_gathered_before_any_runs(
     ran: list[TaskMessage], clock: Clock
 ) -> None:
     turn: list[Callable[[], None]] = []
-    lane = Queueing(ran.append, lambda: 1, turn.append).lane(partial(delivery_of, "q"))  # type: ignore[arg-type] # a TaskMessage
+    lane = Queueing(ran.append, lambda: 1, turn.append).lane(delivery_of)  # type: ignore[arg-type] # a TaskMessage
     for sent in (1, 5):
         for number in range(sent):
             lane.add(Part(str(number)))
@@ -154,7 +153,7 @@ def test_a_pool_that_runs_tasks_in_the_loop_goes_back_to_it_after_each(clock: Cl
         clock.now += 1e-6
         message.ack()
 
-    lane = Queueing(run, lambda: 1, turns.append).lane(partial(delivery_of, "q"))
+    lane = Queueing(run, lambda: 1, turns.append).lane(delivery_of)
     for number in range(4):
         lane.add(Part(str(number)))
     for taken in (1, 3, 4):
@@ -167,10 +166,10 @@ def test_the_lanes_of_a_worker_share_its_processes_in_fair_turn(
     ran: list[TaskMessage], clock: Clock
 ) -> None:
     queueing = Queueing(ran.append, lambda: 1, at_once)  # type: ignore[arg-type] # a TaskMessage
-    busy, rare = (queueing.lane(partial(delivery_of, name)) for name in ("busy", "rare"))
+    busy, rare = (queueing.lane(delivery_of) for _ in range(2))
     for number in range(20):
-        busy.add(Part(str(number)))
-    rare.add(Part())
+        busy.add(Part(str(number), delivery_info={"routing_key": "busy"}))
+    rare.add(Part(delivery_info={"routing_key": "rare"}))
     for each in ran:  # grows meanwhile
         clock.now += 0.001
         each.ack()
@@ -191,6 +190,16 @@ def test_a_task_has_a_bounded_number_of_messages(
         each.ack()
     assert sum(sizes(ran)) == 1_000
     assert max(sizes(ran)) == MAX_AT_ONCE
+
+
+def test_a_lane_may_allow_one_message_a_task(ran: list[TaskMessage], clock: Clock) -> None:
+    lane = Queueing(ran.append, lambda: 1, at_once).lane(delivery_of, most=1)  # type: ignore[arg-type] # a TaskMessage
+    for number in range(10):
+        lane.add(Part(str(number)))
+    for each in ran:  # grows meanwhile
+        clock.now += 1e-6
+        each.ack()
+    assert sizes(ran) == [1] * 10
 
 
 def test_messages_of_a_lost_connection_are_forgotten(lane: Lane, ran: list[TaskMessage]) -> None:
