@@ -17,9 +17,9 @@ from typing import Any
 import redis
 
 from cos_events import broker
-from cos_events.cli.bench.app import FOLDER, HANDLED
 from cos_events.cli.bench.events import number_of
 from cos_events.cli.bench.marks import Marks
+from cos_events.cli.bench.worker import FOLDER, HANDLED
 from cos_events.settings import get_settings
 
 FLOOR = "bench.floor"

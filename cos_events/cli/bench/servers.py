@@ -12,9 +12,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from cos_events.cli.bench.app import FOLDER, HANDLED, SUBSCRIPTIONS
+from cos_events.cli.bench.app import SUBSCRIPTIONS
 from cos_events.cli.bench.marks import Marks
 from cos_events.cli.bench.observer import HEARD, READY
+from cos_events.cli.bench.worker import FOLDER, HANDLED
 from cos_events.cli.processes import WorkerProcess, program, workers
 from cos_events.cli.servers import use
 from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from cos_events.cli.bench.app import SUBSCRIPTIONS, publish_by_hand
+from cos_events.cli.bench import by_hand
+from cos_events.cli.bench.app import SUBSCRIPTIONS
 from cos_events.cli.bench.application import Application, paced
-from cos_events.cli.bench.events import data_of, fill_outbox
+from cos_events.cli.bench.events import fill_outbox
 from cos_events.cli.bench.figures import percentile
-from cos_events.cli.bench.servers import APP, Stage
+from cos_events.cli.bench.servers import Stage
 from cos_events.cli.processes import program
 from cos_events.errors import CosEventsError
 
@@ -91,14 +92,12 @@ def drain(stage: Stage, subscription: str, numbers: range) -> float:
 
 def drain_by_hand(stage: Stage, numbers: range, log: Path) -> float:
     """The same for Celery as people write it: from a queue full of publish tasks."""
-    options = ["-A", APP, "worker", "-Q", "celery", "-c", "2", "-l", "WARNING"]
-    command = ["celery", *options, "--without-mingle", "--without-gossip"]
+    options = ["worker", "-c", "2", "--without-mingle", "--without-gossip"]
+    command = ["celery", "-A", by_hand.__name__, *options]
     with program("by-hand", log, b" ready.", command) as worker:
         # Its pool too: it leads a group of its own.
         with stage.frozen(-worker.process.pid):
-            for number in numbers:
-                data = data_of(number)
-                publish_by_hand.delay({"data": {**data, "attributes": {"n": number}}})
+            by_hand.fill_queue(numbers)
         return _rate(stage, numbers, time.monotonic())
 
 
