@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, PendingRollbackError
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
@@ -136,6 +136,43 @@ def test_a_flush_that_fails_hands_over_nothing(database, woken, committed) -> No
         session.rollback()
         session.commit()
     assert woken == [ids(committed, "one")]
+
+
+def test_a_commit_again_after_a_flush_that_failed_fails_again(database, woken, committed) -> None:
+    with Session(database) as session:
+        same = record_event(session, "one", {})
+        session.commit()
+        record_event(session, "two", {}, base_log_id=same)
+        with pytest.raises(IntegrityError):
+            session.commit()
+        with pytest.raises(PendingRollbackError):
+            session.commit()
+    assert woken == [ids(committed, "one")]
+
+
+def test_a_flush_that_fails_in_a_savepoint_costs_no_more_than_the_savepoint(
+    database, woken, committed
+) -> None:
+    with Session(database) as session:
+        same = record_event(session, "one", {})
+        with pytest.raises(IntegrityError), session.begin_nested():
+            record_event(session, "two", {})
+            record_event(session, "three", {}, base_log_id=same)
+        record_event(session, "four", {})
+        session.commit()
+    assert woken == [ids(committed, "one", "four")]
+
+
+def test_the_events_of_a_flush_have_ids_in_the_order_in_which_they_were_recorded(
+    database, woken, committed
+) -> None:
+    names = [f"event_{number}" for number in range(1_500)]
+    with Session(database) as session:
+        for name in names:
+            record_event(session, name, {})
+        session.commit()
+    assert woken == [ids(committed, *names)]
+    assert woken[0] == sorted(woken[0])
 
 
 def test_a_deferred_constraint_that_fails_at_commit_hands_over_nothing(

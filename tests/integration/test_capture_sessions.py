@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, insert, select, text
@@ -176,7 +177,9 @@ def test_sqlalchemy_knows_an_outbox_id_after_the_flush_and_not_before(database) 
     with Session(database) as session:
         event.listen(session, "before_flush", look)
         event.listen(session, "after_flush", look)
-        record_event(session, "one", {})
+        session.add(
+            OutboxRow(event_id=uuid4(), source_module="cc", event_type="one", envelope="{}")
+        )
         session.flush()
         assert seen == [None, session.scalar(select(OutboxRow.id))]
 
