@@ -22,8 +22,9 @@ import binascii
 import json
 from typing import Any
 
-from kombu.utils.uuid import uuid
 from redis import ConnectionError as RedisConnectionError
+
+from cos_events.redis_message import RedisMessage
 
 
 def guard(channel: Any) -> None:
@@ -89,18 +90,4 @@ def _is_payload(wrapper: Any) -> bool:
 
 def wrap(item: bytes, queue: str) -> bytes:
     """A message of Kombu's with this item as its body, which goes back to `queue` if restored."""
-    return json.dumps(
-        {
-            "body": base64.b64encode(item).decode(),
-            "content-encoding": "binary",
-            "content-type": "application/octet-stream",
-            "headers": {},
-            "properties": {
-                "body_encoding": "base64",
-                "delivery_info": {"exchange": "", "routing_key": queue},
-                "delivery_mode": 2,
-                "delivery_tag": uuid(),
-                "priority": 0,
-            },
-        }
-    ).encode()
+    return RedisMessage(item, {}, "application/octet-stream", "binary").to(queue).encode()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,18 +11,17 @@ from cos_events import broker
 from cos_events.broadcast.contract import Copy
 from cos_events.broadcast.message import headers_of, message_of
 from cos_events.errors import BroadcastError
+from cos_events.redis_message import RedisMessage
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Recipient
-from cos_events.topology import channel_name, declare, fanout_exchange
+from cos_events.topology import channel_name
 
-MAX_PIPELINE = 1_000
-"""The most Redis commands in one pipeline."""
-
-_OPTIONS = {"content_type": "application/json", "content_encoding": "utf-8", "retry": False}
+MAX_BUFFERED = 2_000_000
+"""The most characters of one pipeline, but for its last message."""
 
 
 class RedisWire:
-    """Pushes through the default exchange; the fanout exchange is for live listeners only.
+    """Pushes into each queue's list; the fanout exchange is for live listeners only.
 
     A plain list push needs no binding, so it survives FLUSHALL. A Redis fanout keeps nothing for
     the absent.
@@ -29,52 +29,81 @@ class RedisWire:
 
     def __init__(self) -> None:
         self._connection: Any = None
-        self._producer: Any = None
-        self._declared: set[str] = set()
 
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """As the contract says."""
-        with self._pipeline({each.source_module for each in batch}) as producer:
+        with self._pipeline() as pipeline:
             for pending in batch:
-                exchange = channel_name(pending.source_module)
-                options = {**_OPTIONS, "headers": headers_of(pending.traceparent)}
-                producer.publish(pending.envelope, exchange=exchange, **options)
+                headers = headers_of(pending.traceparent)
+                message = RedisMessage(broker.bytes_of(pending.envelope), headers)
+                pipeline.publish(message, channel_name(pending.source_module))
                 for each in recipients:
                     if not each.holding and each.wants(pending.source_module, pending.event_type):
-                        producer.publish(
-                            pending.envelope, exchange="", routing_key=each.name, **options
-                        )
+                        pipeline.push(message, each.name)
 
     def send_to_queue(self, name: str, copies: Sequence[Copy]) -> None:
         """As the contract says."""
-        with self._pipeline() as producer:
+        with self._pipeline() as pipeline:
             for copy in copies:
                 body, headers = message_of(name, copy)
-                producer.publish(body, exchange="", routing_key=name, headers=headers, **_OPTIONS)
+                pipeline.push(RedisMessage(broker.bytes_of(body), headers), name)
 
     def close(self) -> None:
         """As the contract says."""
-        connection, self._connection, self._producer = self._connection, None, None
+        connection, self._connection = self._connection, None
         if connection is not None:
             connection.collect()
 
     @contextmanager
-    def _pipeline(self, modules: Iterable[str] = ()) -> Iterator[Any]:
+    def _pipeline(self) -> Iterator[_Pipeline]:
         try:
-            producer = self._open()
-            if new := set(modules) - self._declared:
-                # Once a connection: Kombu keeps an exchange's type there, not on the server.
-                declare(self._connection, map(fanout_exchange, sorted(new)))
-                self._declared |= new
-            with producer.batch(max_size=MAX_PIPELINE):
-                yield producer
+            if self._connection is None:
+                self._connection = broker.connect()
+            channel = self._connection.default_channel
+            with channel.conn_or_acquire() as client:
+                pipeline = _Pipeline(client, channel.keyprefix_fanout)
+                yield pipeline
+                pipeline.flush()
         except Exception as error:
             self.close()
             raise BroadcastError(f"Redis did not take the messages: {error}") from error
 
-    def _open(self) -> Any:
-        if self._producer is None:
-            self._connection = broker.connect()
-            self._producer = self._connection.Producer(auto_declare=False)
-            self._declared.clear()
-        return self._producer
+
+class _Pipeline:
+    """Few commands for many messages; those of one queue stay in their order."""
+
+    def __init__(self, client: Any, fanout_prefix: str) -> None:
+        self._client = client
+        self._fanout_prefix = fanout_prefix
+        self._published: list[tuple[str, str]] = []
+        self._pushed: defaultdict[str, list[str]] = defaultdict(list)
+        self._buffered = 0
+
+    def publish(self, message: RedisMessage, exchange: str) -> None:
+        """To whoever listens to a fanout exchange."""
+        raw = message.to("", exchange)
+        self._published.append((f"{self._fanout_prefix}{exchange}", raw))
+        self._add(raw)
+
+    def push(self, message: RedisMessage, queue: str) -> None:
+        """Into a queue."""
+        raw = message.to(queue)
+        self._pushed[queue].append(raw)
+        self._add(raw)
+
+    def _add(self, raw: str) -> None:
+        self._buffered += len(raw)
+        if self._buffered > MAX_BUFFERED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what there is."""
+        with self._client.pipeline(transaction=False) as commands:
+            for queue, messages in self._pushed.items():
+                commands.lpush(queue, *messages)
+            for channel, message in self._published:
+                commands.publish(channel, message)
+            commands.execute()
+        self._published.clear()
+        self._pushed.clear()
+        self._buffered = 0

@@ -20,11 +20,13 @@ from sqlalchemy import (
     and_,
     bindparam,
     extract,
+    false,
     func,
     literal,
     literal_column,
     or_,
     select,
+    true,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import ARRAY, insert
@@ -82,21 +84,16 @@ def _make_upsert() -> Executable:
 
 _UPSERT = _make_upsert()
 
-_DUE = (
-    select(
-        _OUTBOX.event_id,
-        or_(_DELIVERY.event_id.is_(None), _may_run(bindparam("new_attempts", type_=Integer))).label(
-            "due"
-        ),
-    )
-    .select_from(
-        OutboxRow.__table__.outerjoin(
-            DeliveryRow.__table__,
-            and_(_DELIVERY.event_id == _OUTBOX.event_id, _DELIVERY.subscription == _SUBSCRIPTION),
-        )
-    )
-    .where(_IS_ONE_OF_THEM)
-)
+_DUE = select(
+    _OUTBOX.event_id,
+    # No join: PostgreSQL would read all rows of a small ledger for the sake of a batch.
+    func.coalesce(
+        select(func.coalesce(_may_run(bindparam("new_attempts", type_=Integer)), false()))
+        .where(_DELIVERY.subscription == _SUBSCRIPTION, _DELIVERY.event_id == _OUTBOX.event_id)
+        .scalar_subquery(),
+        true(),
+    ).label("due"),
+).where(_IS_ONE_OF_THEM)
 
 
 def settle(
