@@ -25,6 +25,7 @@ from math import ceil, floor, log10
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import UUID
 
 from redis import Redis
 from sqlalchemy import text
@@ -44,8 +45,8 @@ from cos_events.publisher import BATCH_SIZE, Publisher, publish_once
 from cos_events.relay import Redelivery
 from cos_events.retention import Retention
 from cos_events.settings import get_settings
-from cos_events.store import outbox, subscriptions
-from cos_events.store.engine import get_engine, get_relaxed_engine
+from cos_events.store import deliveries, outbox, subscriptions
+from cos_events.store.engine import get_autocommit_engine, get_engine, get_relaxed_engine
 from cos_events.store.migrations import upgrade
 from cos_events.subscription import Subscription
 
@@ -82,6 +83,7 @@ HISTORY = text(f"""
     INSERT INTO cos_events.delivery (subscription, event_id, outbox_id, state, attempts)
     SELECT 'growth_0', event_id, id, 'delivered', 1 FROM past
 """)  # noqa: S608 - ours
+NEWEST = "SELECT event_id FROM cos_events.outbox ORDER BY id DESC LIMIT 100"
 FORGET_NEW = """
     DELETE FROM cos_events.outbox WHERE id > (
         SELECT settled_through FROM cos_events.subscription);
@@ -159,6 +161,8 @@ def history(sizes: Sequence[int]) -> Iterator[Row]:
             claims = milliseconds(claim, 20)
             with get_engine().connect() as connection:
                 waiting = iter(outbox.claim(connection, BATCH_SIZE))
+                fresh = connection.scalars(text(NEWEST)).all()
+            ledger = milliseconds(lambda ids=fresh: look_up(ids), 50)
             publish = milliseconds(lambda ids=waiting: publisher.publish([next(ids).id]), 100)
             scalar(FORGET_NEW)
             scalar(FORGET_ONE)
@@ -167,6 +171,8 @@ def history(sizes: Sequence[int]) -> Iterator[Row]:
             "events": size,
             "claim of 500, ms": median(claims),
             "worst claim": max(claims),
+            "ledger of 100, ms": median(ledger),
+            "worst ledger": max(ledger),
             "publish one, ms": median(publish),
             "worst publish": max(publish),
             "idle sweep, ms": median(sweeps),
@@ -188,6 +194,12 @@ def claim() -> None:
     """Lock a full batch, and let go of it."""
     with get_relaxed_engine().connect() as connection:
         assert len(outbox.claim(connection, BATCH_SIZE)) == BATCH_SIZE
+
+
+def look_up(ids: Sequence[UUID]) -> None:
+    """What a worker asks of the ledger for a batch."""
+    with get_autocommit_engine().connect() as connection:
+        assert all(deliveries.due(connection, "growth_0", ids, 1).values())
 
 
 def fan_out(counts: Sequence[int], copies: int) -> Iterator[Row]:

@@ -136,7 +136,10 @@ print(json.dumps(found))
 
 @pytest.mark.timeout(900)
 def test_memory_of_the_client_over_a_million_messages(url: str, note: Note) -> None:
-    for whose, what in (("ours", "memory that the client takes,"), ("raw", "  floor: redis.Redis,")):
+    for whose, what in (
+        ("ours", "memory the client takes,"),
+        ("raw", "  floor: redis.Redis,"),
+    ):
         done = subprocess.run(
             [sys.executable, "-c", GROWTH, str(MESSAGES), RAW, whose],
             env={**os.environ, "REDIS_URL": url},

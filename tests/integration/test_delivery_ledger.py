@@ -10,7 +10,17 @@ from sqlalchemy import Engine, text, update
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope
+from cos_events.store import deliveries
 from cos_events.store.models import DeliveryRow
+
+HISTORY = text("""
+    WITH made AS (
+        INSERT INTO cos_events.outbox (event_id, source_module, event_type, envelope)
+        SELECT gen_random_uuid(), 'cc', 'event_log', '{}' FROM generate_series(1, :count)
+        RETURNING id, event_id)
+    INSERT INTO cos_events.delivery (subscription, event_id, outbox_id, state, attempts)
+    SELECT 'old', event_id, id, 'delivered', 1 FROM made
+""")
 
 ONLY_OS_ERRORS = {"autoretry_for": (OSError,), "max_retries": 0}
 
@@ -107,3 +117,16 @@ def test_an_unusable_message_does_not_hold_up_the_good_ones_of_its_batch(
     good = [bus.record(), bus.record()]
     bus.run(name, good[0], "garbage", good[1])
     assert [bus.state(name, raw) for raw in good] == ["delivered", "delivered"]
+
+
+def test_a_batchs_rows_are_looked_up_by_index_in_a_ledger_without_statistics(
+    database: Engine,
+) -> None:
+    with database.begin() as connection:
+        connection.execute(HISTORY, {"count": 20_000})
+    with database.begin() as connection:
+        batch = connection.scalars(text("SELECT event_id FROM cos_events.outbox LIMIT 100")).all()
+        due = deliveries.due(connection, "old", batch, 1)
+        assert due == dict.fromkeys(batch, False)
+        looks = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'delivery'"
+        assert connection.execute(text(looks)).one() == (0, len(batch))
