@@ -76,7 +76,7 @@ def test_kombu_reads_what_the_bus_writes(connection: Any, client: Redis) -> None
     with connection.Consumer(queue, on_message=received.append, accept=["json"]):
         while len(received) < 2:
             connection.drain_events(timeout=60)
-    assert {each.delivery_tag for each in received}.__len__() == 2
+    assert len({each.delivery_tag for each in received}) == 2
     for each in received:
         assert (each.payload, each.headers) == (json.loads(BODY), HEADERS)
         each.ack()
