@@ -9,7 +9,7 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
-from cos_events import redis_transport
+from cos_events import rabbitmq_transport, redis_transport
 from cos_events.settings import get_settings
 from cos_events.topology import is_rabbitmq
 
@@ -39,7 +39,13 @@ def on_rabbitmq() -> bool:
 
 def transport_of(url: str) -> str | None:
     """Which transport of Kombu to use where nobody says; None for what the URL's scheme means."""
-    names = {"redis": redis_transport.NAME, "rediss": redis_transport.TLS_NAME}
+    names = {
+        "redis": redis_transport.NAME,
+        "rediss": redis_transport.TLS_NAME,
+        "amqp": rabbitmq_transport.NAME,
+        "pyamqp": rabbitmq_transport.NAME,
+        "amqps": rabbitmq_transport.TLS_NAME,
+    }
     return names.get(url.partition("://")[0])
 
 

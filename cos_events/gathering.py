@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -74,8 +75,10 @@ class TaskMessage(Message):
     def ack(self, multiple: bool = False) -> None:
         """Acknowledge every part."""
         try:
-            for part in self.parts:
-                part.ack(multiple=multiple)
+            # Our RabbitMQ channel's; on Redis they go together in any case.
+            with getattr(self.channel, "together", nullcontext)():
+                for part in self.parts:
+                    part.ack(multiple=multiple)
         finally:
             self._on_end()
 

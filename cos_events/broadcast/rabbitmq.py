@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from cos_events import broker
@@ -38,13 +40,14 @@ class RabbitMQWire:
         try:
             self._open()
             self._fresh_bindings().see_to({each.source_module for each in batch}, recipients)
-            for pending in batch:
-                self._publish(
-                    pending.envelope,
-                    headers_of(pending.traceparent),
-                    exchange=channel_name(pending.source_module),
-                    type=pending.event_type,
-                )
+            with self._in_full_segments():
+                for pending in batch:
+                    self._publish(
+                        pending.envelope,
+                        headers_of(pending.traceparent),
+                        exchange=channel_name(pending.source_module),
+                        type=pending.event_type,
+                    )
             self._await_confirms()
         except Exception as error:
             self.close()
@@ -55,9 +58,10 @@ class RabbitMQWire:
         try:
             self._open()
             declare(self._connection, [subscription_queue(name, (), rabbitmq=True)])
-            for copy in copies:
-                body, headers = message_of(name, copy)
-                self._publish(body, headers, routing_key=name)
+            with self._in_full_segments():
+                for copy in copies:
+                    body, headers = message_of(name, copy)
+                    self._publish(body, headers, routing_key=name)
             self._await_confirms()
         except Exception as error:
             self.close()
@@ -88,6 +92,17 @@ class RabbitMQWire:
         if self._bindings is None or now - self._declared_at > DECLARE_AGAIN_AFTER:
             self._bindings, self._declared_at = Bindings(self._connection), now
         return self._bindings
+
+    @contextmanager
+    def _in_full_segments(self) -> Iterator[None]:
+        # py-amqp writes each message by itself; so neither TCP nor RabbitMQ sees it so.
+        sock = self._connection.connection.sock
+        if not hasattr(socket, "TCP_CORK"):
+            yield
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        yield
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
 
     def _publish(
         self,

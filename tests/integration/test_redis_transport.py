@@ -327,5 +327,3 @@ def test_workers_and_the_bus_use_it_unless_the_application_says_otherwise(
     own.conf.broker_transport = "redis"
     assert worker_of(own).connection_for_read().transport_cls == "redis"
     assert broker.connect().transport_cls == "redis"
-    other = install(Celery("other", broker="amqp://127.0.0.1//", set_as_current=False))
-    assert worker_of(other).conf.broker_transport is None
