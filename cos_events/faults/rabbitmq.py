@@ -25,6 +25,14 @@ SCRIPTS = "/usr/lib/rabbitmq/bin"
 """Debian's own script is here; the one in the PATH is a wrapper that runs as one user only."""
 
 
+ERLANG = (
+    "-kernel inet_dist_use_interface {127,0,0,1}",
+    # Erlang's idle schedulers would spin on the cores of those who talk to it.
+    "+sbwt none +sbwtdcpu none +sbwtdio none",
+)
+"""Erlang's own options."""
+
+
 class PrivateRabbitMQ(Server):
     """RabbitMQ with a password, on loopback only, with an Erlang port mapper of its own.
 
@@ -94,7 +102,7 @@ class PrivateRabbitMQ(Server):
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._data / "plugins",
             "RABBITMQ_PID_FILE": self._pid_file,
             "RABBITMQ_DIST_PORT": node_port,
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(ERLANG),
             # Or it asks the system's name service, which may take seconds to know nothing.
             "ERL_INETRC": self._data / "inetrc",
             "ERL_EPMD_ADDRESS": LOOPBACK,
