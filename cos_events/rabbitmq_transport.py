@@ -27,14 +27,14 @@ from kombu.transport import TRANSPORT_ALIASES, pyamqp
 _pyamqp: Any = pyamqp
 
 NAME, TLS_NAME = "amqp-batch", "amqps-batch"
-"""For Celery's `broker_transport`, Kombu's `transport`, or as the scheme of a URL."""
+"""For Celery's `broker_transport`, or Kombu's `transport`; the URL keeps its scheme."""
 
 MAX_READ = 20
 """The most messages of one turn: what else the event loop has to do shall not wait for long."""
 
 
 class Channel(_pyamqp.Channel):  # type: ignore[misc]
-    """Knows which of its deliveries are settled. Pools of threads acknowledge in them."""
+    """Knows which of its deliveries are settled. Thread-safe in that: pools end tasks in theirs."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._settling = threading.RLock()

@@ -27,16 +27,16 @@ class Receiver:
         self.messages: list[Any] = []
         self.connection = connection
         self.channel: Any = connection.channel()
-        self.consumer = Consumer(
-            self.channel,
-            [Queue(queue, durable=False, auto_delete=False)],
-            on_message=self.messages.append,
-            accept=["json"],
-        )
+        self._queue = queue
+
+    def consume(self) -> None:
+        """Begin, on a channel that was just opened."""
+        queue = Queue(self._queue, durable=False, auto_delete=False)
+        Consumer(self.channel, [queue], on_message=self.messages.append, accept=["json"]).consume()
 
     def receive(self, count: int) -> list[Any]:
-        """Wait until it has so many; returns their bodies."""
-        self.consumer.consume()
+        """Begin, and wait until it has so many; returns their bodies."""
+        self.consume()
         deadline = time.monotonic() + 20
         while len(self.messages) < count:
             assert time.monotonic() < deadline, self.messages
@@ -83,6 +83,21 @@ def send(rabbitmq_url: str, queue: str) -> Callable[[int], None]:
 
 
 @pytest.fixture
+def holding(
+    receiver: Callable[[], Receiver], send: Callable[[int], None]
+) -> Callable[[int], Receiver]:
+    """A receiver that has so many messages in hand."""
+
+    def start(count: int) -> Receiver:
+        send(count)
+        worker = receiver()
+        worker.receive(count)
+        return worker
+
+    return start
+
+
+@pytest.fixture
 def frames(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
     """The acknowledgements that go over the wire: each a delivery tag, and whether all up to it."""
     sent: list[tuple[int, bool]] = []
@@ -97,11 +112,9 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 
 
 def test_what_is_acknowledged_together_goes_in_one_frame(
-    receiver: Callable[[], Receiver], send: Callable[[int], None], frames: list[tuple[int, bool]]
+    holding: Callable[[int], Receiver], frames: list[tuple[int, bool]]
 ) -> None:
-    send(10)
-    worker = receiver()
-    worker.receive(10)
+    worker = holding(10)
     with worker.channel.together():
         for message in worker.messages:
             message.ack()
@@ -110,11 +123,11 @@ def test_what_is_acknowledged_together_goes_in_one_frame(
 
 
 def test_what_is_in_hand_is_not_acknowledged_with_what_came_after_it(
-    receiver: Callable[[], Receiver], send: Callable[[int], None], frames: list[tuple[int, bool]]
+    receiver: Callable[[], Receiver],
+    holding: Callable[[int], Receiver],
+    frames: list[tuple[int, bool]],
 ) -> None:
-    send(6)
-    worker = receiver()
-    worker.receive(6)
+    worker = holding(6)
     first, second, third, fourth, fifth, _ = worker.messages
     with worker.channel.together():
         third.ack()
@@ -131,23 +144,22 @@ def test_what_is_in_hand_is_not_acknowledged_with_what_came_after_it(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_exactly_what_was_not_acknowledged_comes_again(
-    seed: int, receiver: Callable[[], Receiver], send: Callable[[int], None]
+    seed: int, receiver: Callable[[], Receiver], holding: Callable[[int], Receiver]
 ) -> None:
     chance = random.Random(seed)  # noqa: S311 - an order, not a secret
-    send(100)
-    worker = receiver()
-    worker.receive(100)
+    worker = holding(100)
     waiting = list(range(100))
     while len(waiting) > 20:
         # A task's messages are neighbours, mostly; tasks end in any order.
         begin = chance.randrange(min(30, len(waiting)))
-        task, waiting = waiting[begin : begin + 10], waiting[:begin] + waiting[begin + 10 :]
+        task = chance.sample(waiting[begin : begin + 12], min(10, len(waiting) - begin))
+        waiting = [number for number in waiting if number not in task]
         if chance.random() < 0.2:
             for number in task:
                 worker.messages[number].reject()
             continue
         with worker.channel.together():
-            for number in chance.sample(task, len(task)):
+            for number in task:
                 worker.messages[number].ack()
     worker.channel.close()
     again = receiver()
@@ -155,11 +167,9 @@ def test_exactly_what_was_not_acknowledged_comes_again(
 
 
 def test_all_up_to_a_delivery_may_be_acknowledged_as_with_kombus_own(
-    receiver: Callable[[], Receiver], send: Callable[[int], None], frames: list[tuple[int, bool]]
+    holding: Callable[[int], Receiver], frames: list[tuple[int, bool]]
 ) -> None:
-    send(5)
-    worker = receiver()
-    worker.receive(5)
+    worker = holding(5)
     worker.messages[2].ack(multiple=True)
     with worker.channel.together():
         worker.messages[3].ack()
@@ -168,23 +178,15 @@ def test_all_up_to_a_delivery_may_be_acknowledged_as_with_kombus_own(
 
 
 def test_deliveries_begin_anew_on_a_channel_that_was_opened_again(
-    receiver: Callable[[], Receiver], send: Callable[[int], None], frames: list[tuple[int, bool]]
+    holding: Callable[[int], Receiver], frames: list[tuple[int, bool]]
 ) -> None:
-    send(3)
-    worker = receiver()
-    worker.receive(3)
+    worker = holding(3)
     with worker.channel.together():
         worker.messages[0].ack()
         worker.messages[1].ack()
     with pytest.raises(ChannelError):
         worker.channel.queue_declare("cos.events.no.such.queue", passive=True)
     worker.messages.clear()
-    worker.consumer = Consumer(
-        worker.channel,
-        [Queue(worker.consumer.queues[0].name, durable=False, auto_delete=False)],
-        on_message=worker.messages.append,
-        accept=["json"],
-    )
     assert worker.receive(1) == [2]
     with worker.channel.together():
         worker.messages[0].ack()
@@ -196,7 +198,7 @@ def test_a_workers_loop_receives_all_in_order(
 ) -> None:
     send(5 * MAX_READ)
     worker, hub = receiver(), Hub()
-    worker.consumer.consume()
+    worker.consume()
     worker.connection.register_with_event_loop(hub)
     deadline = time.monotonic() + 20
     while len(worker.messages) < 5 * MAX_READ and time.monotonic() < deadline:
