@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -19,6 +22,23 @@ def cleaning_up() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """A private temporary folder that is gone after the body, whenever Ctrl-C comes.
+
+    Its name is known before it is made: `tempfile.TemporaryDirectory` leaves its folder behind
+    where Ctrl-C comes between the making and the noting.
+    """
+    from cos_events.embedded.ownership import remove_folder
+
+    folder = Path(tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    finally:
+        remove_folder(folder)
 
 
 def _interrupt(*_: object) -> None:

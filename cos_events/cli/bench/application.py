@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from array import array
 from collections.abc import Callable, Iterable
@@ -125,14 +126,30 @@ class Application:
             self._cost += time.perf_counter() - self._begun
 
 
-def paced(rate: float, seconds: float, act: Callable[[int], None]) -> None:
-    """Call `act` with 0, 1, 2, …, so many times a second; late calls follow at once."""
+def paced(
+    rate: float, seconds: float, act: Callable[[int], None], *, until: float = math.inf
+) -> int:
+    """Call `act` with 0, 1, 2, …, so many times a second; late calls follow at once.
+
+    Args:
+        rate: calls a second.
+        seconds: of calls at that rate.
+        act: what is called.
+        until: seconds after which no call is made, though some were late.
+
+    Returns:
+        How many calls there were.
+    """
     begun = time.monotonic()
-    for number in range(int(rate * seconds)):
-        wait = begun + number / rate - time.monotonic()
-        if wait > 0:
+    calls = int(rate * seconds)
+    for number in range(calls):
+        spent = time.monotonic() - begun
+        if spent > until:
+            return number
+        if (wait := number / rate - spent) > 0:
             time.sleep(wait)
         act(number)
+    return calls
 
 
 def _pusher() -> Callable[[str], object]:

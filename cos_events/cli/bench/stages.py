@@ -121,7 +121,10 @@ class Sustained:
 def sustain(
     stage: Stage, application: Application, numbers: range, rate: float, per_commit: int
 ) -> Sustained:
-    """Commits all of these at a pace, the application in this process, and looks each second."""
+    """Commits these at a pace, the application in this process, and looks each second.
+
+    Where the application falls behind its pace, those that are late at the end are left out.
+    """
     backlog: list[int] = []
     begun = time.monotonic()
 
@@ -132,8 +135,10 @@ def sustain(
             done = first + per_commit - numbers.start
             backlog.append(done - stage.handled.done(numbers.start, done))
 
-    paced(rate / per_commit, len(numbers) / rate, one)
+    seconds = len(numbers) / rate
+    commits = paced(rate / per_commit, seconds, one, until=seconds)
     spent = time.monotonic() - begun
+    numbers = range(numbers.start, numbers.start + commits * per_commit)
     delivered = stage.handled.done(numbers.start, len(numbers))
     await_all(stage, numbers)
     late = backlog[len(backlog) // 2 :]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 import click
 
-from cos_events.cli.interrupt import cleaning_up
+from cos_events.cli.interrupt import cleaning_up, temporary_folder
 from cos_events.cli.servers import available
 
 
@@ -41,8 +40,8 @@ def command(broker_url: str | None, source: Path | None, events: int) -> None:
         require_enough(source)
     with (
         cleaning_up(),
-        tempfile.TemporaryDirectory(prefix="cos-events-demo-") as folder,
+        temporary_folder("cos-events-demo-") as folder,
         available(None, broker_url) as which,
     ):
-        os.environ[FOLDER] = folder
-        raise SystemExit(Story(Path(folder), which, source, events).tell())
+        os.environ[FOLDER] = str(folder)
+        raise SystemExit(Story(folder, which, source, events).tell())

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
+from cos_events.cli.bench.application import paced
 from cos_events.cli.bench.figures import Bar, Figure, percentile
 
 Cli = Callable[..., Result]
@@ -36,6 +38,7 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 def test_a_short_run_has_every_figure_with_its_floor_and_leaves_nothing(
     place: Path, broker: str
@@ -48,7 +51,7 @@ def test_a_short_run_has_every_figure_with_its_floor_and_leaves_nothing(
         capture_output=True,
         text=True,
         check=False,
-        timeout=170,
+        timeout=360,
     )
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
@@ -68,6 +71,19 @@ def test_a_plot_that_cannot_be_drawn_is_told_before_anything_is_measured(
     assert (
         sentence(cli("bench", "--plot", "x.gif")) == "x.gif: a plot's name must end in .svg or .png"
     )
+
+
+def test_calls_that_are_late_follow_at_once_until_their_time_is_over() -> None:
+    called: list[int] = []
+
+    def slow(number: int) -> None:
+        called.append(number)
+        time.sleep(0.01)
+
+    assert paced(1_000, 0.02, slow) == 20
+    assert called == list(range(20))
+    called.clear()
+    assert paced(1_000, 0.1, slow, until=0.1) == len(called) <= 11
 
 
 def test_a_figure_is_the_median_and_reaches_its_bars_or_not() -> None:

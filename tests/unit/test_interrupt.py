@@ -1,0 +1,39 @@
+"""Ctrl-C leaves nothing, whenever it comes."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cos_events.cli.interrupt import temporary_folder
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where temporary folders are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_temporary_folder_is_private_and_goes_with_all_that_is_in_it(place: Path) -> None:
+    with temporary_folder("ours-") as folder:
+        assert list(place.glob("ours-*")) == [folder]
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (folder / "log").write_text("said")
+    assert list(place.iterdir()) == []
+
+
+def test_ctrl_c_between_the_making_of_the_folder_and_its_first_use_leaves_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(folder: Path, mode: int) -> None:
+        made(folder, mode)
+        raise KeyboardInterrupt
+
+    made = Path.mkdir
+    monkeypatch.setattr(Path, "mkdir", make)
+    with pytest.raises(KeyboardInterrupt), temporary_folder("ours-"):
+        pytest.fail("the body ran")
+    assert list(place.iterdir()) == []
