@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
@@ -93,10 +94,12 @@ def settle(subscriber: Subscriber, envelopes: Collection[Envelope], retries: int
 def _count(
     name: str, by_id: Mapping[UUID, Envelope], ages: Mapping[UUID, float], since: float = 0.0
 ) -> None:
+    latencies = defaultdict(list)
     for event_id, age in ages.items():
-        module = by_id[event_id].source_module
-        telemetry.count(names.DELIVERED, module, name)
-        telemetry.observe(names.DELIVERY_LATENCY, module, name, seconds=age + since)
+        latencies[by_id[event_id].source_module].append(age + since)
+    for module, seconds in latencies.items():
+        telemetry.count(names.DELIVERED, module, name, by=len(seconds))
+        telemetry.observe(names.DELIVERY_LATENCY, module, name, seconds=seconds)
 
 
 def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) -> None:

@@ -93,10 +93,18 @@ class Envelope(BaseModel):
             InvalidEnvelope: the text is not JSON, or not this object; names the field.
         """
         try:
+            envelope = cls.model_validate_json(raw)
             # Pydantic lets NaN and 1e999 through when it reads JSON, but not in Python's values.
-            return cls.model_validate(dict(cls.model_validate_json(raw)))
+            _Content.model_validate({"data": envelope.data})
         except ValidationError as error:
             raise InvalidEnvelope(f"not an envelope: {describe(error)}") from error
+        return envelope
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    data: dict[str, JsonValue]
 
 
 def describe(error: ValidationError) -> str:

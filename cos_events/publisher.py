@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from celery import shared_task
@@ -107,8 +107,11 @@ def _count(
         for each in holding:
             if each.wants(module, event_type):
                 telemetry.count(names.HELD, module, each.name, by=events)
+    latencies = defaultdict(list)
     for module, age in ages:
-        telemetry.observe(names.PUBLISH_LATENCY, module, seconds=age)
+        latencies[module].append(age)
+    for module, seconds in latencies.items():
+        telemetry.observe(names.PUBLISH_LATENCY, module, seconds=seconds)
 
 
 def make_room() -> QueueRoom:

@@ -35,6 +35,12 @@ def missing(server: str) -> NoReturn:
     pytest.skip(server)
 
 
+@pytest.fixture(name="missing", scope="session")
+def _missing() -> Callable[[str], NoReturn]:
+    """The function above: test modules cannot import this file."""
+    return missing
+
+
 def eventually(reached: Callable[[], object], timeout: float = 60.0) -> None:
     """Wait until the condition holds; fail if it does not within `timeout` seconds."""
     deadline = time.monotonic() + timeout

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 try:
     import prometheus_client
-    from prometheus_client import values
+    from prometheus_client import values as client_values
 except ImportError:
     _INSTALLED = False
 else:
@@ -32,17 +33,17 @@ SHARED = "PROMETHEUS_MULTIPROC_DIR"
 def count(metric: Metric, *labels: str, by: float = 1) -> None:
     """Add to a counter; its labels in the order of the table. Never raises."""
     if by:
-        _tell(metric, labels, "inc", by)
+        _tell(metric, labels, "inc", [by])
 
 
-def observe(metric: Metric, *labels: str, seconds: float) -> None:
-    """Add to a histogram. Never raises."""
+def observe(metric: Metric, *labels: str, seconds: Iterable[float]) -> None:
+    """Add these to a histogram. Never raises."""
     _tell(metric, labels, "observe", seconds)
 
 
 def show(metric: Metric, *labels: str, value: float) -> None:
     """Set a gauge; of what several processes show the latest counts. Never raises."""
-    _tell(metric, labels, "set", value)
+    _tell(metric, labels, "set", [value])
 
 
 def share_counts(folder: str) -> None:
@@ -52,16 +53,18 @@ def share_counts(folder: str) -> None:
     """
     os.environ[SHARED] = folder
     if _INSTALLED:
-        shared: Any = values
+        shared: Any = client_values
         shared.ValueClass = shared.MultiProcessValue()
 
 
-def _tell(metric: Metric, labels: tuple[str, ...], what: str, value: float) -> None:
+def _tell(metric: Metric, labels: tuple[str, ...], what: str, values: Iterable[float]) -> None:
     if not _INSTALLED:
         return
     try:
         made = _made(metric)
-        getattr(made.labels(*labels) if labels else made, what)(value)
+        tell = getattr(made.labels(*labels) if labels else made, what)
+        for each in values:
+            tell(each)
     except Exception as error:  # noqa: BLE001 - what it counts has happened: nobody may fail by it
         _complain(metric, str(error))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from amqp import ChannelError, RecoverableConnectionError
+from amqp.transport import TCPTransport
 from celery import Celery
 from kombu import Connection, Consumer, Producer, Queue
 from kombu.asynchronous import Hub
@@ -70,21 +73,22 @@ def receiver(rabbitmq_url: str, queue: str) -> Iterator[Callable[[], Receiver]]:
 
 
 @pytest.fixture
-def send(rabbitmq_url: str, queue: str) -> Callable[[int], None]:
-    """Put 0, 1, 2, … into the queue."""
+def send(rabbitmq_url: str, queue: str) -> Callable[..., None]:
+    """Put 0, 1, 2, … into the queue; each in a list with the padding if there is one."""
 
-    def publish(count: int) -> None:
+    def publish(count: int, padding: str = "") -> None:
         with Connection(rabbitmq_url) as connection, connection.channel() as channel:
             Queue(queue, durable=False, auto_delete=False, channel=channel).declare()
             for number in range(count):
-                Producer(channel).publish(number, routing_key=queue)
+                body = [number, padding] if padding else number
+                Producer(channel).publish(body, routing_key=queue)
 
     return publish
 
 
 @pytest.fixture
 def holding(
-    receiver: Callable[[], Receiver], send: Callable[[int], None]
+    receiver: Callable[[], Receiver], send: Callable[..., None]
 ) -> Callable[[int], Receiver]:
     """A receiver that has so many messages in hand."""
 
@@ -193,49 +197,122 @@ def test_deliveries_begin_anew_on_a_channel_that_was_opened_again(
     assert frames == [(2, True), (1, True)]
 
 
-def test_a_workers_loop_receives_all_in_order(
-    receiver: Callable[[], Receiver], send: Callable[[int], None]
-) -> None:
-    send(5 * MAX_READ)
-    worker, hub = receiver(), Hub()
-    worker.consume()
-    worker.connection.register_with_event_loop(hub)
-    deadline = time.monotonic() + 20
-    while len(worker.messages) < 5 * MAX_READ and time.monotonic() < deadline:
-        next(hub.loop)
-    assert [each.decode() for each in worker.messages] == list(range(5 * MAX_READ))
+@pytest.fixture
+def turns(receiver: Callable[[], Receiver]) -> Iterator[Callable[[Receiver, int], None]]:
+    """Have a worker's loop turn until a receiver has so many messages."""
+    hub = Hub()
+
+    def turn(worker: Receiver, count: int) -> None:
+        worker.consume()
+        worker.connection.register_with_event_loop(hub)
+        deadline = time.monotonic() + 20
+        while len(worker.messages) < count and time.monotonic() < deadline:
+            next(hub.loop)
+
+    yield turn
     hub.close()
 
 
-def test_a_turn_of_the_loop_reads_what_has_arrived_but_not_for_ever() -> None:
+@pytest.mark.parametrize("piece", [1, 7, MAX_READ])
+def test_a_workers_loop_receives_all_in_order_in_whatever_pieces_they_come(
+    piece: int,
+    receiver: Callable[[], Receiver],
+    send: Callable[..., None],
+    turns: Callable[[Receiver, int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rabbitmq_transport, "MAX_READ", piece)
+    send(50)
+    worker = receiver()
+    turns(worker, 50)
+    assert [each.decode() for each in worker.messages] == list(range(50))
+
+
+def test_a_message_of_several_frames_is_received_whole(
+    receiver: Callable[[], Receiver],
+    send: Callable[..., None],
+    turns: Callable[[Receiver, int], None],
+) -> None:
+    send(3, padding=300_000 * "x")
+    worker = receiver()
+    turns(worker, 3)
+    assert [each.decode() for each in worker.messages] == [
+        [number, 300_000 * "x"] for number in range(3)
+    ]
+
+
+def test_a_handler_may_ask_the_server_something_while_others_have_arrived(
+    receiver: Callable[[], Receiver],
+    send: Callable[..., None],
+    turns: Callable[[Receiver, int], None],
+    queue: str,
+) -> None:
+    send(30)
+    worker = receiver()
+
+    class Asking(list[Any]):
+        def append(self, message: Any) -> None:
+            super().append(message)
+            worker.channel.queue_declare(queue, passive=True)
+
+    worker.messages = Asking()
+    turns(worker, 30)
+    assert [each.decode() for each in worker.messages] == list(range(30))
+
+
+def test_a_turn_of_the_loop_takes_what_has_arrived_but_not_for_ever(
+    receiver: Callable[[], Receiver], send: Callable[..., None], eventually: Callable[..., None]
+) -> None:
+    send(20, padding=2_000 * "x")
+    worker = receiver()
+    worker.consume()
+    amqp = worker.channel.connection
+    arrived = 2 * MAX_READ
+    eventually(lambda: len(amqp.sock.recv(arrived, socket.MSG_PEEK)) == arrived)
+    worker.connection.transport.on_readable(amqp, None)
+    assert 0 < len(worker.messages) <= MAX_READ // 2_000
+
+
+def test_the_loop_does_not_wait_for_the_rest_of_a_frame() -> None:
+    server, client = socket.socketpair()
+    reader: Any = TCPTransport("127.0.0.1")
+    reader.sock = client
+    reader._setup_transport()
+    frames: list[Any] = []
+    connection = SimpleNamespace(connected=True, transport=reader, on_inbound_frame=frames.append)
     transport = rabbitmq_transport.Transport(SimpleNamespace())
-    arrived, soon = iter(range(MAX_READ + 5)), []
-
-    def drain_events(timeout: float) -> None:
-        assert timeout == 0
-        if next(arrived, None) is None:
-            raise TimeoutError
-
-    connection = SimpleNamespace(connected=True, drain_events=drain_events)
-    loop = SimpleNamespace(call_soon=lambda *call: soon.append(call))
-    transport.on_readable(connection, loop)
-    assert next(arrived) == MAX_READ
-    ((again, *args),) = soon
-    again(*args)
-    assert next(arrived, None) is None
-    assert len(soon) == 1
+    sent = b"".join(struct.pack(">BHI3sB", 1, 7, 3, body, 0xCE) for body in (b"one", b"two"))
+    with server, client:
+        # Were it to wait, this would.
+        client.settimeout(5)
+        for begin, end, whole in ((0, 1, 0), (1, 8, 0), (8, 10, 0), (10, 14, 1), (14, 22, 2)):
+            server.sendall(sent[begin:end])
+            transport.on_readable(connection, None)
+            assert len(frames) == whole
+    assert frames == [(1, 7, b"one"), (1, 7, b"two")]
 
 
-def test_a_lost_connection_is_told_to_the_worker() -> None:
-    transport = rabbitmq_transport.Transport(SimpleNamespace())
+def test_a_lost_connection_is_told_to_the_worker(receiver: Callable[[], Receiver]) -> None:
+    worker = receiver()
+    transport, amqp = worker.connection.transport, worker.channel.connection
+    transport.on_readable(amqp, None)
+    amqp.sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(OSError):  # noqa: PT011 - a reset, or an end, as it comes
+        transport.on_readable(amqp, None)
     with pytest.raises(RecoverableConnectionError):
-        transport.on_readable(SimpleNamespace(connected=False), SimpleNamespace())
+        transport.on_readable(amqp, None)
 
-    def fail(timeout: float) -> None:
-        raise ConnectionResetError
 
-    with pytest.raises(ConnectionResetError):
-        transport.on_readable(SimpleNamespace(connected=True, drain_events=fail), None)
+def test_the_server_tells_of_its_memory_alarms_only_who_asks(rabbitmq_url: str) -> None:
+    def capabilities(**options: Any) -> dict[str, bool]:
+        with Connection(rabbitmq_url, transport=NAME, transport_options=options) as connection:
+            amqp: Any = connection.connection
+            found: dict[str, bool] = amqp.client_properties["capabilities"]
+            return found
+
+    assert capabilities()["connection.blocked"] is False
+    assert capabilities()["authentication_failure_close"] is True
+    assert capabilities(on_blocked=print)["connection.blocked"] is True
 
 
 def test_a_tls_server_is_spoken_to_by_tls() -> None:

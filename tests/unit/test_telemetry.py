@@ -54,7 +54,7 @@ def test_what_cannot_be_counted_is_said_once_and_hurts_nobody(monkeypatch, caplo
     monkeypatch.setattr("cos_events.telemetry.counters._made", full)
     telemetry.count(names.PUBLISHED, "full")
     telemetry.count(names.PUBLISHED, "full")
-    telemetry.observe(names.PUBLISH_LATENCY, "full", seconds=1.0)
+    telemetry.observe(names.PUBLISH_LATENCY, "full", seconds=[1.0])
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "cos_events_published_total cannot be counted: No space left on device",

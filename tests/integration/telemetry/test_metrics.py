@@ -153,7 +153,7 @@ telemetry.count(names.PUBLISHED, "cc", by=1)
 for by in (10, 100):
     if os.fork() == 0:
         telemetry.count(names.PUBLISHED, "cc", by=by)
-        telemetry.observe(names.PUBLISH_LATENCY, "cc", seconds=0.02)
+        telemetry.observe(names.PUBLISH_LATENCY, "cc", seconds=[0.02])
         telemetry.show(names.BREAKER_OPEN, "publishing", value=by == 100)
         os._exit(0)
     os.wait()

@@ -1,0 +1,148 @@
+"""Both transports speak TLS to a real server, through a front that ends it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import pytest
+from kombu import Connection, Consumer, Producer, Queue
+from kombu.asynchronous import Hub
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from cos_events import rabbitmq_transport, redis_transport
+from cos_events.embedded import Servers
+
+LONG = "x" * 100_000
+
+
+@pytest.fixture(scope="module")
+def certificate(
+    tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]
+) -> Path:
+    """A certificate for 127.0.0.1 that signs itself, with its key."""
+    if (tool := shutil.which("openssl")) is None:
+        missing("openssl is not installed")
+    file = tmp_path_factory.mktemp("tls") / "front.pem"
+    key, made = file.with_suffix(".key"), file.with_suffix(".crt")
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    request = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    files = ["-keyout", key, "-out", made, "-days", "1"]
+    subprocess.run([tool, *request, *subject, *files], check=True, capture_output=True)
+    file.write_text(key.read_text() + made.read_text())
+    return file
+
+
+@pytest.fixture
+def front(certificate: Path) -> Iterator[Callable[[int], int]]:
+    """Put TLS in front of a port; gives the port that speaks it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    open_sockets: list[socket.socket] = []
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def join(client: socket.socket, port: int) -> None:
+        # A client that does not trust the certificate hangs up here.
+        with suppress(OSError):
+            inner = context.wrap_socket(client, server_side=True)
+            server = socket.create_connection(("127.0.0.1", port))
+            open_sockets.extend((inner, server))
+            threading.Thread(target=pump, args=(inner, server), daemon=True).start()
+            pump(server, inner)
+
+    def serve(listener: socket.socket, port: int) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=join, args=(client, port), daemon=True).start()
+
+    def start(port: int) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        open_sockets.append(listener)
+        threading.Thread(target=serve, args=(listener, port), daemon=True).start()
+        found: int = listener.getsockname()[1]
+        return found
+
+    yield start
+    for each in open_sockets:
+        each.close()
+
+
+@pytest.fixture(params=["rabbitmq", "redis"])
+def over_tls(
+    request: pytest.FixtureRequest, front: Callable[[int], int], servers: Servers
+) -> Callable[..., Connection]:
+    """A connection over TLS with our transport; the argument is what it asks of a certificate."""
+    if request.param == "rabbitmq":
+        url, scheme, name = request.getfixturevalue("rabbitmq_url"), "amqps", rabbitmq_transport
+    else:
+        url, scheme, name = f"{servers.redis_url.rpartition('/')[0]}/6", "rediss", redis_transport
+    parts = urlsplit(url)
+    port = front(parts.port or 5672)
+    address = parts._replace(scheme=scheme, netloc=parts.netloc.rpartition(":")[0] + f":{port}")
+
+    def connect(**options: Any) -> Connection:
+        if scheme == "rediss":
+            options = {f"ssl_{key}": value for key, value in options.items()}
+        return Connection(address.geturl(), transport=name.TLS_NAME, ssl=options)
+
+    return connect
+
+
+def test_a_worker_receives_and_acknowledges_over_tls(
+    over_tls: Callable[..., Connection], certificate: Path, unique: Callable[[str], str]
+) -> None:
+    queue = Queue(unique("tls"), durable=False, auto_delete=False)
+    sent = [f"{number}" if number % 10 else LONG for number in range(60)]
+    trusting = {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": str(certificate)}
+    with over_tls(**trusting) as connection, closing(Hub()) as hub:
+        channel: Any = connection.channel()
+        bound = queue(channel)
+        bound.declare()
+        for body in sent:
+            Producer(channel).publish([body], routing_key=queue.name)
+        received: list[str] = []
+
+        def receive(message: Any) -> None:
+            received.append(message.decode()[0])
+            message.ack()
+
+        Consumer(channel, [queue], on_message=receive, accept=["json"]).consume()
+        connection.register_with_event_loop(hub)
+        deadline = time.monotonic() + 30
+        while len(received) < len(sent) and time.monotonic() < deadline:
+            next(hub.loop)
+        assert received == sent
+        bound.delete()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    over_tls: Callable[..., Connection],
+) -> None:
+    connection = over_tls(cert_reqs=ssl.CERT_REQUIRED)
+    with connection, pytest.raises((ssl.SSLError, KombuError, RedisError), match="CERTIFICATE"):
+        connection.channel().queue_declare("none")
