@@ -1,0 +1,1 @@
+"""What the bus costs as work grows: a dimension a file."""
