@@ -41,7 +41,7 @@ def _missing() -> Callable[[str], NoReturn]:
     return missing
 
 
-def eventually(reached: Callable[[], object], timeout: float = 60.0) -> None:
+def eventually(reached: Callable[[], object], timeout: float = 120.0) -> None:
     """Wait until the condition holds; fail if it does not within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not reached():

@@ -120,7 +120,7 @@ def test_no_message_ends_a_worker_and_each_is_among_the_dead_letters(
 
     with workers(tmp_path, [("fuzzed", ["subscriber", name, "-A", APP])]) as started:
         throw(name, MESSAGES, seed=1)
-        eventually(lambda: check_alive(started) or buried() >= MESSAGES, timeout=90)
+        eventually(lambda: check_alive(started) or buried() >= MESSAGES)
         eventually(lambda: not (broker.queue_depths([name]) or {}).get(name))
         check_alive(started)
         assert buried() == MESSAGES

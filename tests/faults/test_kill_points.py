@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> Callable[[], subprocess.CompletedProcess[str]]:
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
             start_new_session=True,
         )

@@ -50,7 +50,7 @@ def test_copies_that_waited_in_queues_are_sent_again(
         valkey.start()
         assert broker.queue_depths(["activity"]) in ({}, {"activity": 0})
         with workers(tmp_path, [SUBSCRIBERS]):
-            eventually(lambda: delivered(bus) == [EVENTS, EVENTS], timeout=60)
+            eventually(lambda: delivered(bus) == [EVENTS, EVENTS])
     with bus.connect() as connection:
         assert backlog(connection).rows == 0
         assert [each.missing for each in verify(connection, grace=0)] == [0, 0]

@@ -21,7 +21,7 @@ def test_the_example_of_the_page_passes(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr

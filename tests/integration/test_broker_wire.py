@@ -213,7 +213,7 @@ def test_the_exchange_can_be_heard_live_by_a_plain_kombu_consumer(
         with connection.Consumer(queue, on_message=lambda m: heard.append(text(m)), no_ack=True):
             listen()  # on Redis a consumer subscribes when it first listens
             wire.send(batch, [])
-            eventually(listen, 10)
+            eventually(listen)
     assert heard == texts(batch)
 
 

@@ -130,7 +130,7 @@ def test_two_copies_at_once_have_one_effect(
 
     def handler(message: Envelope, session: Session) -> None:
         write(session, message)
-        eventually(second_waits, 20)
+        eventually(second_waits)
 
     name, raw = bus.declare(handler), bus.record(n=7)
     with ThreadPoolExecutor() as pool:
@@ -155,7 +155,7 @@ def test_when_the_first_of_two_copies_fails_the_second_has_the_effect(
     def handler(message: Envelope, session: Session) -> None:
         write(session, message)
         if first.acquire(blocking=False):
-            eventually(second_waits, 20)
+            eventually(second_waits)
             raise ValueError("the first")
 
     name, raw = bus.declare(handler, **AT_ONCE), bus.record(n=7)

@@ -69,7 +69,7 @@ def test_a_retry_is_noted_and_a_copy_waits_for_its_time(
     assert timedelta(seconds=0.9) < row.next_attempt_at - before < timedelta(seconds=5)
 
     copies: list[Any] = []
-    eventually(lambda: copies.extend(bus.queued(name)) or copies, 20)
+    eventually(lambda: copies.extend(bus.queued(name)) or copies)
     (copy,) = copies
     assert copy.payload[0] == [[raw]]
     assert (copy.headers["task"], copy.headers["retries"]) == (name, 2)
@@ -187,7 +187,7 @@ def test_while_postgresql_is_away_the_message_is_sent_again_without_using_an_att
     postgresql_away.__exit__(None, None, None)
     assert bus.row(name, raw) is None
     copies: list[Any] = []
-    eventually(lambda: copies.extend(bus.queued(name)) or copies, 20)
+    eventually(lambda: copies.extend(bus.queued(name)) or copies)
     assert [(copy.payload[0], copy.headers["retries"]) for copy in copies] == [([[raw]], 0)]
     assert bus.dead_letters(name) == []
 

@@ -68,7 +68,7 @@ class Receiver:
 
     def receive(self, count: int) -> list[Any]:
         """Wait until it has so many; returns their bodies."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(self.messages) < count:
             assert time.monotonic() < deadline, self.messages
             try:
@@ -185,7 +185,7 @@ def test_what_a_killed_worker_had_comes_again_to_either_transport(
     url: str, redis: Redis, receiver: Callable[..., Receiver], successor: dict[str, str]
 ) -> None:
     send(url, "q", *range(40))
-    killed = subprocess.run([sys.executable, "-c", KILLED, url], check=False, timeout=60)
+    killed = subprocess.run([sys.executable, "-c", KILLED, url], check=False, timeout=240)
     assert killed.returncode == 9
     assert (redis.llen("q"), redis.hlen("unacked")) == (0, 40)
     options: dict[str, Any] = {"transport_options": VISIBLE_AT_ONCE, **successor}
@@ -207,7 +207,7 @@ def test_garbage_in_a_queue_arrives_as_its_bytes(
         redis.lpush("q", each)
     send(url, "q", 2)
     worker = receiver("q")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(worker.messages) < len(GARBAGE) + 2 and time.monotonic() < deadline:
         worker.receive(len(worker.messages[:1]))
         worker._connection.drain_events(timeout=1) if len(worker.messages) < 8 else None
@@ -223,7 +223,7 @@ def test_garbage_that_a_killed_worker_had_noted_comes_again(
         redis.hset("unacked", f"t.{number}", b"[" + each + b',"","q"]')
         redis.zadd("unacked_index", {f"t.{number}": 1})
     worker = receiver("q", transport_options=VISIBLE_AT_ONCE)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while len(worker.messages) < len(GARBAGE) and time.monotonic() < deadline:
         try:
             worker._connection.drain_events(timeout=1)
@@ -243,7 +243,7 @@ def test_in_a_workers_loop_acknowledgements_go_together_and_soon(
     for message in worker.messages:
         message.ack()
     assert redis.hlen("unacked") == 10
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while redis.hlen("unacked") and time.monotonic() < deadline:
         time.sleep(GATHER_SECONDS)
         hub.fire_timers()
@@ -261,7 +261,7 @@ def test_in_a_workers_loop_a_fetch_waits_for_some_room_as_long_as_acknowledgemen
     qos, messages = worker.channel.qos, iter(worker.messages)
     next(messages).ack()
     assert not qos.can_consume()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not qos.can_consume() and time.monotonic() < deadline:
         time.sleep(GATHER_SECONDS)
         hub.fire_timers()

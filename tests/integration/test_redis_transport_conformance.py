@@ -22,7 +22,7 @@ from redis.exceptions import AuthenticationError
 import cos_events.redis_transport  # noqa: F401 - makes the scheme known
 from cos_events.embedded import EmbeddedValkey, Servers
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 Connect = Callable[..., Connection]
 
 

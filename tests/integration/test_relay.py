@@ -98,9 +98,9 @@ def test_the_relay_publishes_rows_that_nobody_was_woken_for(
     name = subscribe(module)
     record(database, 3, module)
     relay.start()
-    eventually(lambda: unpublished(database) == 0, 30)
+    eventually(lambda: unpublished(database) == 0)
     record(database, 2, module)
-    eventually(lambda: unpublished(database) == 0, 30)
+    eventually(lambda: unpublished(database) == 0)
     assert broker.queue_depths([name]) == {name: 5}
 
 
@@ -109,7 +109,7 @@ def test_a_relay_that_has_stopped_publishes_nothing(
 ) -> None:
     record(database, 1, module)
     relay.start()
-    eventually(lambda: unpublished(database) == 0, 30)
+    eventually(lambda: unpublished(database) == 0)
     relay.stop()
     assert not relay._thread.is_alive()
     record(database, 1, module)
@@ -145,7 +145,7 @@ def test_the_relay_sweeps_on_at_once_after_a_full_batch(
     started = time.monotonic()
     slow.start()
     try:
-        eventually(lambda: unpublished(database) == 0, 30)
+        eventually(lambda: unpublished(database) == 0)
         assert time.monotonic() - started < 4.0, "it waited between batches"
     finally:
         slow.stop()
@@ -177,10 +177,10 @@ def test_the_relay_publishes_once_the_broker_is_back(
     environment(BROKER_URL=f"{url.partition('://')[0]}://127.0.0.1:1/0")
     record(database, 2, module)
     relay.start()
-    eventually(lambda: publisher._breaker.get().opened == 1, 30)
+    eventually(lambda: publisher._breaker.get().opened == 1)
     assert unpublished(database) == 2
     environment(BROKER_URL=url)
-    eventually(lambda: unpublished(database) == 0, 30)
+    eventually(lambda: unpublished(database) == 0)
 
 
 def test_while_the_broker_is_down_it_is_asked_once_and_then_left_alone(

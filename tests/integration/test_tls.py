@@ -133,7 +133,7 @@ def test_a_worker_receives_and_acknowledges_over_tls(
 
         Consumer(channel, [queue], on_message=receive, accept=["json"]).consume()
         connection.register_with_event_loop(hub)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while len(received) < len(sent) and time.monotonic() < deadline:
             next(hub.loop)
         assert received == sent

@@ -261,7 +261,7 @@ dispatcher.wake([1, 2])
         subprocess.run(
             [sys.executable, "-c", program.format(send=send), str(written)],
             check=True,
-            timeout=60,
+            timeout=240,
             cwd=tmp_path,
         )
         return written.read_text(), time.monotonic() - started

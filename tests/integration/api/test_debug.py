@@ -64,7 +64,7 @@ def heard(connect: Connect, eventually: Callable[..., None]) -> Callable[..., Te
         eventually(arrived)
         publish(*envelopes)
         last = str(envelopes[-1].base_log_id)
-        eventually(lambda: last in client.get("/debug/messages", params={"limit": 1_000}).text, 10)
+        eventually(lambda: last in client.get("/debug/messages", params={"limit": 1_000}).text)
         return client
 
     return listen

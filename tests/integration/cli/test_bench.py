@@ -38,7 +38,6 @@ def place() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 def test_a_short_run_has_every_figure_with_its_floor_and_leaves_nothing(
     place: Path, broker: str

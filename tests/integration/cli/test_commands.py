@@ -216,7 +216,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(
     assert process.stdout
     assert process.stderr
     process.stdout.close()
-    assert process.wait(30) == 141
+    assert process.wait(120) == 141
     assert process.stderr.read() == ""
 
 

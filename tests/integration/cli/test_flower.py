@@ -82,7 +82,7 @@ def workers(
     logs = [tmp_path / f"{kind}.log" for kind, *_ in commands]
     for (kind, *args), log in zip(commands, logs, strict=True):
         program("worker", kind, *args, "-A", "busapp", "-E", "-c", 1, log=log)
-    eventually(lambda: all(" ready." in log.read_text() for log in logs), 60)
+    eventually(lambda: all(" ready." in log.read_text() for log in logs))
     return prefix
 
 

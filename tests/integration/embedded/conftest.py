@@ -78,7 +78,7 @@ with servers(Path(folder[0]) if folder else None) as here:
         """End it by a signal, or by the end of its input; returns its exit code."""
         if number is not None:
             self.process.send_signal(number)
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=300)
         return self.process.returncode
 
 

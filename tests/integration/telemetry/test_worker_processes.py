@@ -102,7 +102,7 @@ def test_record_and_workers_are_one_trace_and_count_what_they_did(
     done = ("cos_events_delivered_total", "cc", "graph_staging")
     eventually(lambda: scrape(subscribers) and scrape(publisher))
     eventually(lambda: ("cos_events_lag_events", "graph_staging") in scrape(publisher))
-    assert program("record", tmp_path / "lines").wait(60) == 0
+    assert program("record", tmp_path / "lines").wait(120) == 0
     eventually(lambda: scrape(subscribers).get(done) == 1)
     counted, told = scrape(publisher), scrape(subscribers)
     assert counted["cos_events_published_total", "cc"] == 1
@@ -110,7 +110,7 @@ def test_record_and_workers_are_one_trace_and_count_what_they_did(
     assert told["cos_events_lag_events", "activity"] == 0
     for worker in workers:
         worker.terminate()
-    assert [worker.wait(60) for worker in workers] == [0, 0], (tmp_path / "log").read_text()
+    assert [worker.wait(120) for worker in workers] == [0, 0], (tmp_path / "log").read_text()
     assert collector.tree() == TREE
     assert len({span.trace_id for span in collector.spans()}) == 1
     assert {span.service for span in collector.spans()} == {

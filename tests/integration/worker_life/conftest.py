@@ -95,7 +95,7 @@ class Worker(Process):
             os.killpg(self._process.pid, signal.SIGKILL)
         else:
             self._process.send_signal(int(number))  # type: ignore[arg-type]
-        self.exit_codes.append(self._process.wait(60))
+        self.exit_codes.append(self._process.wait(120))
 
     def restart(self, timeout: float = 30) -> None:
         if self.runs():

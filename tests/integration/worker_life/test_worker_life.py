@@ -86,7 +86,7 @@ def test_what_a_killed_worker_had_in_hand_is_delivered_after_its_restart(
         blocking.rollback()
     assert not delivered_once(database, 2)
     life.worker.restart()
-    eventually(lambda: delivered_once(database, 2), 60)
+    eventually(lambda: delivered_once(database, 2))
 
 
 def test_events_recorded_while_the_broker_is_away_are_delivered_when_it_is_back_and_empty(
@@ -101,7 +101,7 @@ def test_events_recorded_while_the_broker_is_away_are_delivered_when_it_is_back_
         assert session.scalar(unpublished) == 3
     life.worker.wait_for_log("Connection to broker lost", timeout=20)
     life.broker.restart()
-    eventually(lambda: delivered_once(database, 4), 60)
+    eventually(lambda: delivered_once(database, 4))
     assert life.worker.container.status == "running"
 
 
