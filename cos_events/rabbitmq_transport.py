@@ -1,10 +1,10 @@
 """Kombu's RabbitMQ transport, with less work for each message that a worker receives.
 
 Kombu's own goes once through the worker's event loop for each message, py-amqp calls the system
-fifteen times to read one and twice before it publishes one, and writes a frame for each
-acknowledgement, which a quorum queue notes in its log. Here a turn of the loop reads what has
-arrived at once, and what is acknowledged together goes in one frame as far as AMQP can say it: up
-to the delivery below which nothing is in hand any more.
+fifteen times to read one, and writes a frame for each acknowledgement, which a quorum queue notes
+in its log. Here a turn of the loop reads what has arrived at once, and what is acknowledged
+together goes in one frame as far as AMQP can say it: up to the delivery below which nothing is in
+hand any more.
 
 For any Celery application: import this module, and set `broker_transport` to one of these names.
 
@@ -17,7 +17,7 @@ connection takes a frame by `on_inbound_frame`. Tests run each of them on a real
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from struct import Struct
 from typing import Any
@@ -32,8 +32,7 @@ NAME, TLS_NAME = "amqp-batch", "amqps-batch"
 """For Celery's `broker_transport`, or Kombu's `transport`; the URL keeps its scheme."""
 
 MAX_READ = 16_384
-"""The most bytes of one turn: what else the event loop has to do shall not wait for long. As many
-as a record of TLS may have, so that nothing that was decrypted waits unseen."""
+"""The most bytes of one turn: what else the event loop has to do shall not wait for long."""
 
 _FRAME_OVERHEAD = 8
 """Bytes of a frame besides its payload: AMQP 0-9-1, 4.2.3."""
@@ -42,7 +41,10 @@ _PAYLOAD_SIZE = Struct(">I")
 
 
 class Channel(_pyamqp.Channel):  # type: ignore[misc]
-    """Knows which of its deliveries are settled. Thread-safe in that: pools end tasks in theirs."""
+    """Knows which of its deliveries are settled. Thread-safe in that: a task may end in any thread.
+
+    They are kept as runs of neighbours, as few as there are deliveries in hand between them.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._settling = threading.RLock()
@@ -51,14 +53,17 @@ class Channel(_pyamqp.Channel):  # type: ignore[misc]
 
     def open(self) -> Any:
         """Open it; after an error py-amqp does so again, and the deliveries begin anew."""
-        self._settled_through = 0
-        self._settled_above: set[int] = set()
+        self._last_of_run: dict[int, int] = {}
+        self._first_of_run: dict[int, int] = {}
         return super().open()
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """What is acknowledged in this block goes at its end, in as few frames as possible."""
         with self._settling:
+            if self._gathered is not None:
+                yield
+                return
             self._gathered = []
             try:
                 yield
@@ -69,47 +74,51 @@ class Channel(_pyamqp.Channel):  # type: ignore[misc]
     def basic_ack(self, delivery_tag: int, multiple: bool = False, **options: Any) -> Any:
         """Acknowledge one delivery, or all up to it."""
         with self._settling:
-            if self._gathered is not None and not multiple:
-                return self._gathered.append(delivery_tag)
-            first = self._settled_through + 1 if multiple else delivery_tag
-            self._settle(range(first, delivery_tag + 1))
+            if not multiple:
+                if self._gathered is not None:
+                    return self._gathered.append(delivery_tag)
+                self._settle(delivery_tag)
+            else:
+                if self._gathered is not None:
+                    self._gathered = [tag for tag in self._gathered if tag > delivery_tag]
+                self._settle_through(delivery_tag)
             return super().basic_ack(delivery_tag, multiple=multiple, **options)
 
     def basic_reject(self, delivery_tag: int, requeue: bool, **options: Any) -> Any:
         """Reject one delivery."""
         with self._settling:
-            self._settle([delivery_tag])
-            return super().basic_reject(delivery_tag, requeue, **options)
+            # First, as it may fail: it would be acknowledged with its neighbours then.
+            rejected = super().basic_reject(delivery_tag, requeue, **options)
+            self._settle(delivery_tag)
+            return rejected
 
     def _acknowledge(self, tags: list[int]) -> None:
-        self._settle(tags)
-        if below := [tag for tag in tags if tag <= self._settled_through]:
+        for tag in tags:
+            self._settle(tag)
+        through = self._last_of_run.get(1, 0)
+        if below := [tag for tag in tags if tag <= through]:
             super().basic_ack(max(below), multiple=True)
         for tag in tags:
-            if tag > self._settled_through:
+            if tag > through:
                 super().basic_ack(tag)
 
-    def _settle(self, tags: Iterable[int]) -> None:
-        self._settled_above.update(tags)
-        while self._settled_through + 1 in self._settled_above:
-            self._settled_through += 1
-            self._settled_above.remove(self._settled_through)
+    def _settle(self, tag: int) -> None:
+        first = self._first_of_run.pop(tag - 1, tag)
+        last = self._last_of_run.pop(tag + 1, tag)
+        self._last_of_run[first], self._first_of_run[last] = last, first
+
+    def _settle_through(self, tag: int) -> None:
+        for first in [first for first in self._last_of_run if first <= tag + 1]:
+            last = self._last_of_run.pop(first)
+            del self._first_of_run[last]
+            tag = max(tag, last)
+        self._last_of_run[1], self._first_of_run[tag] = tag, 1
 
 
 class Connection(_pyamqp.Connection):  # type: ignore[misc]
-    """Makes such channels.
-
-    RabbitMQ does not tell it of its memory alarms unless somebody asks for that: py-amqp would look
-    for the news before each message that it publishes.
-    """
+    """Makes such channels."""
 
     Channel = Channel
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if self.on_blocked is None and self.on_unblocked is None:
-            wanted: Any = _pyamqp.Connection.negotiate_capabilities
-            self.negotiate_capabilities = {**wanted, "connection.blocked": False}
 
 
 class Transport(_pyamqp.Transport):  # type: ignore[misc]
@@ -132,6 +141,9 @@ class Transport(_pyamqp.Transport):  # type: ignore[misc]
                 arrived = transport.sock.recv(MAX_READ)
         except (TimeoutError, BlockingIOError, InterruptedError):
             return
+        except OSError:
+            transport.connected = False
+            raise
         if not arrived:
             # py-amqp finds the same, and says so as always.
             connection.drain_events(timeout=0)
@@ -153,6 +165,21 @@ class TLSTransport(Transport):
         super().__init__(client, **kwargs)
         # As Kombu does for its own scheme.
         client.ssl = client.ssl or True
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Have the loop take what it sees, and what only OpenSSL knows of.
+
+        Whoever waits for a reply reads no more than that of what was decrypted with it.
+        """
+
+        def take_decrypted() -> None:
+            while connection.connected and connection.sock.pending():
+                self.on_readable(connection, loop)
+            if not connection.connected:
+                loop.on_tick.discard(take_decrypted)
+
+        super().register_with_event_loop(connection, loop)
+        loop.on_tick.add(take_decrypted)
 
 
 TRANSPORT_ALIASES.setdefault(NAME, f"{__name__}:Transport")

@@ -79,6 +79,10 @@ class RabbitMQWire:
         if self._channel is None:
             self._connection = broker.connect(confirm=False)
             self._channel = self._connection.channel()
+            # py-amqp would look for the server's news before each message: here they come with
+            # the confirms.
+            amqp = self._connection.connection
+            amqp.client_properties.get("capabilities", {})["connection.blocked"] = False
             self._channel.confirm_select()
             self._channel.events["basic_ack"].add(self._on_ack)
             self._channel.events["basic_nack"].add(self._on_nack)

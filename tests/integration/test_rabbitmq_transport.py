@@ -7,9 +7,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import amqp
 import pytest
 from amqp import ChannelError, RecoverableConnectionError
 from amqp.transport import TCPTransport
@@ -20,7 +23,10 @@ from kombu.transport import pyamqp
 
 from cos_events import broker, install, rabbitmq_transport
 from cos_events.app import _choose_transport
+from cos_events.broadcast.contract import Copy
+from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.rabbitmq_transport import MAX_READ, NAME, TLS_NAME
+from cos_events.settings import get_settings
 
 
 class Receiver:
@@ -170,6 +176,50 @@ def test_exactly_what_was_not_acknowledged_comes_again(
     assert again.receive(len(waiting)) == waiting
 
 
+def test_what_is_long_in_hand_costs_no_memory_for_what_came_after_it(
+    holding: Callable[[int], Receiver], frames: list[tuple[int, bool]]
+) -> None:
+    worker = holding(100)
+    first, *others = worker.messages
+    for message in random.Random(1).sample(others, 99):  # noqa: S311 - an order, not a secret
+        message.ack()
+    assert len(worker.channel._last_of_run) == len(worker.channel._first_of_run) == 1
+    with worker.channel.together():
+        first.ack()
+    assert frames[99:] == [(1, True)]
+
+
+def test_a_block_within_a_block_is_one(
+    holding: Callable[[int], Receiver], frames: list[tuple[int, bool]]
+) -> None:
+    worker = holding(4)
+    first, second, third, fourth = worker.messages
+    with worker.channel.together():
+        first.ack()
+        with worker.channel.together():
+            second.ack()
+        assert frames == []
+        third.ack(multiple=True)
+        fourth.ack()
+    assert frames == [(3, True), (4, True)]
+
+
+def test_what_could_not_be_rejected_is_not_acknowledged_with_the_others(
+    holding: Callable[[int], Receiver],
+    frames: list[tuple[int, bool]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = holding(3)
+    with monkeypatch.context() as broken:
+        broken.setattr(pyamqp.Channel, "basic_reject", Mock(side_effect=TimeoutError))
+        with pytest.raises(TimeoutError):
+            worker.messages[0].reject(requeue=True)
+    with worker.channel.together():
+        worker.messages[1].ack()
+        worker.messages[2].ack()
+    assert frames == [(2, False), (3, False)]
+
+
 def test_all_up_to_a_delivery_may_be_acknowledged_as_with_kombus_own(
     holding: Callable[[int], Receiver], frames: list[tuple[int, bool]]
 ) -> None:
@@ -266,10 +316,10 @@ def test_a_turn_of_the_loop_takes_what_has_arrived_but_not_for_ever(
     send(20, padding=2_000 * "x")
     worker = receiver()
     worker.consume()
-    amqp = worker.channel.connection
+    connection = worker.channel.connection
     arrived = 2 * MAX_READ
-    eventually(lambda: len(amqp.sock.recv(arrived, socket.MSG_PEEK)) == arrived)
-    worker.connection.transport.on_readable(amqp, None)
+    eventually(lambda: len(connection.sock.recv(arrived, socket.MSG_PEEK)) == arrived)
+    worker.connection.transport.on_readable(connection, None)
     assert 0 < len(worker.messages) <= MAX_READ // 2_000
 
 
@@ -294,25 +344,37 @@ def test_the_loop_does_not_wait_for_the_rest_of_a_frame() -> None:
 
 def test_a_lost_connection_is_told_to_the_worker(receiver: Callable[[], Receiver]) -> None:
     worker = receiver()
-    transport, amqp = worker.connection.transport, worker.channel.connection
-    transport.on_readable(amqp, None)
-    amqp.sock.shutdown(socket.SHUT_RDWR)
+    transport, connection = worker.connection.transport, worker.channel.connection
+    transport.on_readable(connection, None)
+    connection.sock.shutdown(socket.SHUT_RDWR)
     with pytest.raises(OSError):  # noqa: PT011 - a reset, or an end, as it comes
-        transport.on_readable(amqp, None)
+        transport.on_readable(connection, None)
     with pytest.raises(RecoverableConnectionError):
-        transport.on_readable(amqp, None)
+        transport.on_readable(connection, None)
 
 
-def test_the_server_tells_of_its_memory_alarms_only_who_asks(rabbitmq_url: str) -> None:
-    def capabilities(**options: Any) -> dict[str, bool]:
-        with Connection(rabbitmq_url, transport=NAME, transport_options=options) as connection:
-            amqp: Any = connection.connection
-            found: dict[str, bool] = amqp.client_properties["capabilities"]
-            return found
+def test_of_a_batch_only_the_confirms_are_waited_for(
+    rabbitmq_url: str,
+    environment: Callable[..., None],
+    unique: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment(broker_url=rabbitmq_url)
+    name = unique("sub")
+    with closing(RabbitMQWire()) as wire:
+        wire.send_to_queue(name, [Copy("{}")])
+        looks: list[float | None] = []
+        original: Any = amqp.Connection.drain_events
 
-    assert capabilities()["connection.blocked"] is False
-    assert capabilities()["authentication_failure_close"] is True
-    assert capabilities(on_blocked=print)["connection.blocked"] is True
+        def spy(self: Any, timeout: float | None = None) -> Any:
+            looks.append(timeout)
+            return original(self, timeout)
+
+        monkeypatch.setattr(amqp.Connection, "drain_events", spy)
+        wire.send_to_queue(name, 5 * [Copy("{}")])
+    broker.delete_queues([name])
+    assert get_settings().wire_timeout in looks
+    assert 0 not in looks
 
 
 def test_a_tls_server_is_spoken_to_by_tls() -> None:
