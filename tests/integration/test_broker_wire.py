@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import Any
 
+import amqp
 import pytest
 from kombu import Message, Queue
 
 from cos_events import broker
-from cos_events.broadcast import BrokerWire
+from cos_events.broadcast import BrokerWire, Copy
 from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.broadcast.redis import RedisWire
 from cos_events.errors import BroadcastError
 from cos_events.recording import make_envelope
+from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Recipient
 from cos_events.topology import channel_name, fanout_exchange
@@ -246,3 +249,27 @@ def test_a_deleted_exchange_is_made_again_by_the_second_send_at_the_latest(
     except BroadcastError:
         wire.send([second], [wanting])
     assert queued(wanting.name) == texts([first, second])
+
+
+def test_of_a_batch_only_the_confirms_are_waited_for(
+    rabbitmq_url: str,
+    environment: Callable[..., None],
+    unique: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    environment(broker_url=rabbitmq_url)
+    name = unique("sub")
+    with closing(RabbitMQWire()) as wire:
+        wire.send_to_queue(name, [Copy("{}")])
+        looks: list[float | None] = []
+        original: Any = amqp.Connection.drain_events
+
+        def spy(self: Any, timeout: float | None = None) -> Any:
+            looks.append(timeout)
+            return original(self, timeout)
+
+        monkeypatch.setattr(amqp.Connection, "drain_events", spy)
+        wire.send_to_queue(name, 5 * [Copy("{}")])
+    broker.delete_queues([name])
+    assert get_settings().wire_timeout in looks
+    assert 0 not in looks

@@ -7,12 +7,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
-import amqp
 import pytest
 from amqp import ChannelError, RecoverableConnectionError
 from amqp.transport import TCPTransport
@@ -23,10 +21,7 @@ from kombu.transport import pyamqp
 
 from cos_events import broker, install, rabbitmq_transport
 from cos_events.app import _choose_transport
-from cos_events.broadcast.contract import Copy
-from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.rabbitmq_transport import MAX_READ, NAME, TLS_NAME
-from cos_events.settings import get_settings
 
 
 class Receiver:
@@ -351,30 +346,6 @@ def test_a_lost_connection_is_told_to_the_worker(receiver: Callable[[], Receiver
         transport.on_readable(connection, None)
     with pytest.raises(RecoverableConnectionError):
         transport.on_readable(connection, None)
-
-
-def test_of_a_batch_only_the_confirms_are_waited_for(
-    rabbitmq_url: str,
-    environment: Callable[..., None],
-    unique: Callable[[str], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    environment(broker_url=rabbitmq_url)
-    name = unique("sub")
-    with closing(RabbitMQWire()) as wire:
-        wire.send_to_queue(name, [Copy("{}")])
-        looks: list[float | None] = []
-        original: Any = amqp.Connection.drain_events
-
-        def spy(self: Any, timeout: float | None = None) -> Any:
-            looks.append(timeout)
-            return original(self, timeout)
-
-        monkeypatch.setattr(amqp.Connection, "drain_events", spy)
-        wire.send_to_queue(name, 5 * [Copy("{}")])
-    broker.delete_queues([name])
-    assert get_settings().wire_timeout in looks
-    assert 0 not in looks
 
 
 def test_a_tls_server_is_spoken_to_by_tls() -> None:
