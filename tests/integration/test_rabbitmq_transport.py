@@ -328,7 +328,7 @@ def test_the_loop_does_not_wait_for_the_rest_of_a_frame() -> None:
     transport = rabbitmq_transport.Transport(SimpleNamespace())
     sent = b"".join(struct.pack(">BHI3sB", 1, 7, 3, body, 0xCE) for body in (b"one", b"two"))
     with server, client:
-        # Were it to wait, this would.
+        # A turn that waited for the rest would end by this.
         client.settimeout(5)
         for begin, end, whole in ((0, 1, 0), (1, 8, 0), (8, 10, 0), (10, 14, 1), (14, 22, 2)):
             server.sendall(sent[begin:end])

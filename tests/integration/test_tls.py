@@ -52,6 +52,12 @@ def certificate(
 
 
 @pytest.fixture
+def trusting(certificate: Path) -> dict[str, Any]:
+    """What a client asks that trusts the certificate."""
+    return {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": str(certificate)}
+
+
+@pytest.fixture
 def front(certificate: Path) -> Iterator[Callable[[int], int]]:
     """Put TLS in front of a port; gives the port that speaks it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -100,9 +106,11 @@ def over_tls(
 ) -> Callable[..., Connection]:
     """A connection over TLS with our transport; the argument is what it asks of a certificate."""
     if request.param == "rabbitmq":
-        url, scheme, name = request.getfixturevalue("rabbitmq_url"), "amqps", rabbitmq_transport
+        url, scheme = request.getfixturevalue("rabbitmq_url"), "amqps"
+        transport = rabbitmq_transport.TLS_NAME
     else:
-        url, scheme, name = f"{servers.redis_url.rpartition('/')[0]}/6", "rediss", redis_transport
+        url, scheme = f"{servers.redis_url.rpartition('/')[0]}/6", "rediss"
+        transport = redis_transport.TLS_NAME
     parts = urlsplit(url)
     port = front(parts.port or 5672)
     address = parts._replace(scheme=scheme, netloc=parts.netloc.rpartition(":")[0] + f":{port}")
@@ -110,17 +118,16 @@ def over_tls(
     def connect(**options: Any) -> Connection:
         if scheme == "rediss":
             options = {f"ssl_{key}": value for key, value in options.items()}
-        return Connection(address.geturl(), transport=name.TLS_NAME, ssl=options)
+        return Connection(address.geturl(), transport=transport, ssl=options)
 
     return connect
 
 
 def test_a_worker_receives_and_acknowledges_over_tls(
-    over_tls: Callable[..., Connection], certificate: Path, unique: Callable[[str], str]
+    over_tls: Callable[..., Connection], trusting: dict[str, Any], unique: Callable[[str], str]
 ) -> None:
     queue = Queue(unique("tls"), durable=False, auto_delete=False)
     sent = [f"{number}" if number % 10 else LONG for number in range(60)]
-    trusting = {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": str(certificate)}
     with over_tls(**trusting) as connection, closing(Hub()) as hub:
         channel: Any = connection.channel()
         bound = queue(channel)
@@ -142,19 +149,12 @@ def test_a_worker_receives_and_acknowledges_over_tls(
         bound.delete()
 
 
+@pytest.mark.parametrize("over_tls", ["rabbitmq"], indirect=True)
 def test_what_came_in_one_record_with_a_reply_does_not_wait(
-    front: Callable[[int], int],
-    rabbitmq_url: str,
-    certificate: Path,
-    unique: Callable[[str], str],
+    over_tls: Callable[..., Connection], trusting: dict[str, Any], unique: Callable[[str], str]
 ) -> None:
-    parts = urlsplit(rabbitmq_url)
-    place = parts.netloc.rpartition(":")[0] + f":{front(parts.port or 5672)}"
-    url = parts._replace(scheme="amqps", netloc=place).geturl()
     queue = Queue(unique("tls"), durable=False, auto_delete=False)
-    trusting = {"cert_reqs": ssl.CERT_REQUIRED, "ca_certs": str(certificate)}
-    connection = Connection(url, transport=rabbitmq_transport.TLS_NAME, ssl=trusting)
-    with connection, closing(Hub()) as hub:
+    with over_tls(**trusting) as connection, closing(Hub()) as hub:
         channel: Any = connection.channel()
         bound = queue(channel)
         bound.declare()
