@@ -14,12 +14,17 @@ from uuid import UUID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from cos_events import telemetry
+from cos_events import capture, telemetry
 from cos_events.envelope import Envelope
 from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
 from cos_events.store import deliveries
-from cos_events.store.engine import get_autocommit_engine, get_engine
+from cos_events.store.engine import (
+    get_autocommit_engine,
+    get_engine,
+    get_relaxed_engine,
+    wait_when_committing,
+)
 from cos_events.telemetry import names
 
 if TYPE_CHECKING:
@@ -32,8 +37,17 @@ class LedgerAway(Exception):
     """PostgreSQL failed the ledger, or went away under the handler: no attempt was made."""
 
 
-def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> set[UUID]:
+def attempt(
+    subscriber: Subscriber, envelopes: list[Envelope], retries: int, *, relaxed: bool = False
+) -> set[UUID]:
     """Call the handler for those of the envelopes that are due.
+
+    Args:
+        subscriber: the subscription and its handler.
+        envelopes: what one call is for.
+        retries: how many there were before.
+        relaxed: the commit of the handler's session need not wait for the disk, unless it brings
+            new events: the caller waits, before anything is acknowledged.
 
     Returns:
         The ids among them that were never recorded in this database.
@@ -46,7 +60,8 @@ def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> 
     ids = by_id.keys()
     name, attempts = subscriber.name, retries + 1
     if subscriber.wants_session:
-        with _unless_lost(), Session(get_engine()) as session, session.begin():
+        engine = get_relaxed_engine() if relaxed else get_engine()
+        with _unless_lost(), Session(engine) as session, session.begin():
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
             settled_at = monotonic()
@@ -54,6 +69,8 @@ def attempt(subscriber: Subscriber, envelopes: list[Envelope], retries: int) -> 
             rest = ids - fresh.keys()
             with ledger():
                 known = deliveries.due(session, name, rest, attempts) if rest else {}
+            if relaxed and capture.has_recorded(session):
+                wait_when_committing(session)
         _count(name, by_id, fresh, monotonic() - settled_at)
         return rest - known.keys()
     due, strangers = due_of(subscriber, envelopes, retries)

@@ -52,6 +52,14 @@ def watch(session: Session) -> AbstractContextManager[object]:
     return recorded.span.current()
 
 
+def has_recorded(session: Session) -> bool:
+    """Whether the session's transaction, flushed here, holds events that go out if it commits."""
+    if (recorded := session.info.get(_KEY)) is None:
+        return False
+    session.flush()
+    return any(recorded.rows.values())
+
+
 # On the class, not on each session: three listeners a session cost more than the commit's own hook.
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _context: UOWTransaction) -> None:

@@ -11,11 +11,12 @@ from uuid import UUID
 from celery.exceptions import Retry, WorkerLostError
 
 from cos_events import dead_letters, gate, telemetry
-from cos_events.attempt import LedgerAway, attempt, call, due_of, settle
+from cos_events.attempt import LedgerAway, attempt, call, due_of, ledger, settle
 from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail, wait_for_ledger
 from cos_events.retry import RetryAfter
+from cos_events.store.engine import wait_for_disk
 from cos_events.task_message import REDELIVERED
 from cos_events.telemetry import names
 
@@ -56,8 +57,7 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
     retry: RetryAfter | None = None
     error: Exception | None = None
     if len(envelopes) < 2 or not _deliver_together(task, subscriber, envelopes):
-        for raw, envelope in envelopes.items():
-            retry, error = _deliver_one(task, subscriber, raw, envelope)
+        retry, error = _deliver_singly(task, subscriber, envelopes)
     # Last, so that a dead-letter queue that cannot be written holds up no good event.
     for raw, reason in unusable:
         dead_letters.bury_unusable(task.app, subscriber.name, raw, reason)
@@ -135,8 +135,29 @@ def _deliver_batch(
     return True
 
 
+def _deliver_singly(
+    task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
+) -> tuple[RetryAfter | None, Exception | None]:
+    """Each by itself, in its own transaction; several wait for the disk once, together.
+
+    Returns:
+        What follows the last one's failure, and the failure.
+    """
+    relaxed = subscriber.wants_session and len(envelopes) > 1
+    retry, error = None, None
+    for raw, envelope in envelopes.items():
+        retry, error = _deliver_one(task, subscriber, raw, envelope, relaxed=relaxed)
+    if relaxed:
+        try:
+            with ledger():
+                wait_for_disk()
+        except LedgerAway as away:
+            wait_for_ledger(task, envelopes, away, task.request.retries)
+    return retry, error
+
+
 def _deliver_one(
-    task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope
+    task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope, *, relaxed: bool
 ) -> tuple[RetryAfter | None, Exception | None]:
     retries = task.request.retries
     try:
@@ -149,7 +170,7 @@ def _deliver_one(
         try:
             number, its = {names.ATTEMPT_NUMBER: retries + 1}, telemetry.in_hand(raw).traceparent
             with telemetry.span(names.ATTEMPT, task.name, number, its):
-                strangers = attempt(subscriber, [envelope], retries)
+                strangers = attempt(subscriber, [envelope], retries, relaxed=relaxed)
         except subscriber.pause_on as error:
             gate.outage(subscriber, [envelope], error)
             return None, None

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, ProgrammingError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from cos_events.errors import DatabaseAway, SchemaMissing
@@ -95,6 +96,21 @@ def get_relaxed_engine() -> Engine:
     gaps, so nothing that builds on a lost commit outlives it.
     """
     return _relaxed_engine.get()
+
+
+def wait_for_disk() -> None:
+    """Return once all that any relaxed connection has committed so far is on the disk.
+
+    Commits alone wait for nothing here: a note in PostgreSQL's log, committed as the server says,
+    waits for all of the log before it. Any role may write one (`pg_logical_emit_message`).
+    """
+    with _engine.get().begin() as connection:
+        connection.execute(text("SELECT pg_logical_emit_message(true, 'cos_events', '')"))
+
+
+def wait_when_committing(session: Session) -> None:
+    """Let a relaxed connection's transaction wait for the disk after all, as the server says."""
+    session.execute(text("SET LOCAL synchronous_commit TO DEFAULT"))
 
 
 def lacks_tables(error: DBAPIError) -> bool:

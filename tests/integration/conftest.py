@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
@@ -125,16 +126,25 @@ class Bus:
 
 
 @pytest.fixture
-def bus(database: Engine, broker_url: str, unique: Callable[[str], str]) -> Iterator[Bus]:
-    made = Bus(database, broker_url, unique("bus"))
-    yield made
-    made.close()
+def make_bus(broker_url: str, unique: Callable[[str], str]) -> Iterator[Callable[[Engine], Bus]]:
+    """A bus on a database; its queues are deleted afterwards."""
+    with ExitStack() as endings:
+
+        def make(engine: Engine) -> Bus:
+            return endings.enter_context(closing(Bus(engine, broker_url, unique("bus"))))
+
+        yield make
+
+
+@pytest.fixture
+def bus(database: Engine, make_bus: Callable[[Engine], Bus]) -> Bus:
+    return make_bus(database)
 
 
 @pytest.fixture(autouse=True)
 def _no_wake_ups(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """In tests that run tasks by themselves, no publisher is woken."""
-    if "bus" in request.fixturenames:
+    if "make_bus" in request.fixturenames:
         monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
 
 

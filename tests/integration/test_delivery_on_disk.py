@@ -1,0 +1,128 @@
+"""Several events of a handler with the session in one task: they wait for the disk together."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from kombu.message import Message
+from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from cos_events import Envelope, delivery, record_event
+from cos_events.embedded import EmbeddedPostgres
+from cos_events.faults.folder import own_folder
+from cos_events.store.engine import get_engine
+from cos_events.store.migrations import upgrade
+
+if TYPE_CHECKING:
+    from conftest import Bus
+
+
+def waits(session: Session) -> str:
+    return session.scalars(text("SHOW synchronous_commit")).one()
+
+
+@pytest.fixture
+def at_commit() -> Iterator[list[str]]:
+    """What each session's transaction that said so in `info` waits for when it commits."""
+    seen: list[str] = []
+
+    def look(session: Session) -> None:
+        if "looked at" in session.info:
+            seen.append(waits(session))
+
+    event.listen(Session, "before_commit", look)
+    yield seen
+    event.remove(Session, "before_commit", look)
+
+
+def test_one_event_waits_for_the_disk_and_several_do_so_once(
+    bus: Bus, at_commit: list[str]
+) -> None:
+    def handle(message: Envelope, session: Session) -> None:
+        session.info["looked at"] = True
+
+    name = bus.declare(handle)
+    raws = [bus.record(n=n) for n in range(4)]
+    bus.run(name, raws[0])
+    assert at_commit == ["on"]
+    bus.run(name, *raws[1:])
+    assert at_commit == ["on", "off", "off", "off"]
+    assert {bus.state(name, raw) for raw in raws} == {"delivered"}
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_a_commit_that_brings_new_events_waits_for_the_disk_itself(
+    bus: Bus, at_commit: list[str], *, flushed: bool
+) -> None:
+    def handle(message: Envelope, session: Session) -> None:
+        session.info["looked at"] = True
+        if message.data["n"] == 1:
+            record_event(session, "followed", {}, module=bus.module)
+            if flushed:
+                session.flush()
+
+    name = bus.declare(handle, event_types=["event_log"])
+    bus.run(name, *[bus.record(n=n) for n in range(3)])
+    assert at_commit == ["off", "on", "off"]
+    assert len(bus.envelopes()) == 4
+
+
+@pytest.fixture
+def postgres(environment: Callable[..., None]) -> Iterator[EmbeddedPostgres]:
+    """One to crash, which by itself writes nothing to the disk for a long while."""
+    with own_folder() as home:
+        server = EmbeddedPostgres(
+            home.path / "postgres", "secret", settings={"wal_writer_delay": "10s"}
+        )
+        server.start()
+        try:
+            environment(DATABASE_URL=server.url)
+            upgrade(get_engine())
+            yield server
+        finally:
+            server.stop()
+
+
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+def test_what_a_task_has_delivered_survives_a_crash_of_postgresql(
+    make_bus: Callable[[Engine], Bus], postgres: EmbeddedPostgres
+) -> None:
+    bus = make_bus(get_engine())
+    name = bus.declare(lambda message, session: None)
+    raws = [bus.record(n=n) for n in range(3)]
+    bus.run(name, *raws)
+    os.kill(postgres.pid or 0, signal.SIGQUIT)
+    postgres.stop()
+    postgres.start()
+    get_engine().dispose()
+    assert [bus.state(name, raw) for raw in raws] == ["delivered"] * 3
+
+
+def test_when_that_wait_fails_all_of_them_come_again_and_nothing_happens_twice(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    def away() -> None:
+        raise OperationalError("", {}, Exception("the server closed the connection"))
+
+    calls: list[int] = []
+
+    def handle(message: Envelope, session: Session) -> None:
+        calls.append(message.data["n"])
+
+    name = bus.declare(handle)
+    raws = [bus.record(n=n) for n in range(2)]
+    with monkeypatch.context() as patched:
+        patched.setattr(delivery, "wait_for_disk", away)
+        bus.run(name, *raws)
+    queued: list[Message] = []
+    eventually(lambda: queued.extend(bus.queued(name)) or len(queued) == 2)
+    assert [message.payload[0][0][0] for message in queued] == raws
+    assert {message.headers["retries"] for message in queued} == {0}
+    bus.run(name, *raws)
+    assert calls == [0, 1]
