@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+import psycopg2
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -17,6 +19,8 @@ from cos_events.errors import DatabaseAway, SchemaMissing
 from cos_events.process import PerProcess
 from cos_events.settings import get_settings, mask
 from cos_events.telemetry import trace_statements
+
+logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
@@ -60,15 +64,24 @@ def _ping_if_idle(connection: Any, record: ConnectionPoolEntry, _proxy: object) 
 _engine = PerProcess(lambda: make_engine(get_settings().database_url))
 
 
-def _relax(connection: Any, _record: object) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SET synchronous_commit = off")
-    connection.commit()
+def _connect_relaxed(
+    dialect: Dialect, _record: object, arguments: Any, parameters: dict[str, Any]
+) -> Any:
+    # As the connection's own option: behind a pooler a SET would outlive our transaction, and hold
+    # for those of the pooler's other clients. One that does not pass options on refuses, by name.
+    options = f"{parameters.get('options', '')} -c synchronous_commit=off"
+    try:
+        return dialect.connect(*arguments, **{**parameters, "options": options})
+    except psycopg2.OperationalError as error:
+        if "options" not in str(error):
+            raise
+        logger.info("no commit of this process waits less for the disk: %s", str(error).strip())
+        return None
 
 
 def _make_relaxed_engine(**options: Any) -> Engine:
     engine = make_engine(get_settings().database_url, **options)
-    event.listen(engine, "connect", _relax)
+    event.listen(engine, "do_connect", _connect_relaxed)
     return engine
 
 
@@ -109,8 +122,8 @@ def wait_for_disk() -> None:
 
 
 def wait_when_committing(session: Session) -> None:
-    """Let a relaxed connection's transaction wait for the disk after all, as the server says."""
-    session.execute(text("SET LOCAL synchronous_commit TO DEFAULT"))
+    """Let a relaxed connection's transaction wait for the disk after all."""
+    session.execute(text("SET LOCAL synchronous_commit = on"))
 
 
 def lacks_tables(error: DBAPIError) -> bool:
