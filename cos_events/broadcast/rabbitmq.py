@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from cos_events import broker
 from cos_events.broadcast.bindings import Bindings
 from cos_events.broadcast.contract import Copy
+from cos_events.broadcast.frames import frames_of
 from cos_events.broadcast.message import headers_of, message_of
 from cos_events.errors import BroadcastError
 from cos_events.settings import get_settings
@@ -21,6 +20,9 @@ from cos_events.topology import channel_name, declare, subscription_queue
 DECLARE_AGAIN_AFTER = 30.0
 """Seconds after which exchanges, queues and bindings are declared once more: somebody may have
 deleted one, and RabbitMQ drops without a word what no binding takes."""
+
+MAX_UNSENT = 256 * 1024
+"""Bytes of messages that go to the server in one go, but for the last message."""
 
 
 class RabbitMQWire:
@@ -33,6 +35,7 @@ class RabbitMQWire:
         self._declared_at = 0.0
         self._last_tag = 0
         self._unconfirmed: set[int] = set()
+        self._unsent = bytearray()
         self._refused = False
 
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
@@ -40,14 +43,13 @@ class RabbitMQWire:
         try:
             self._open()
             self._fresh_bindings().see_to({each.source_module for each in batch}, recipients)
-            with self._in_full_segments():
-                for pending in batch:
-                    self._publish(
-                        pending.envelope,
-                        headers_of(pending.traceparent),
-                        exchange=channel_name(pending.source_module),
-                        type=pending.event_type,
-                    )
+            for pending in batch:
+                self._publish(
+                    pending.envelope,
+                    headers_of(pending.traceparent),
+                    exchange=channel_name(pending.source_module),
+                    type=pending.event_type,
+                )
             self._await_confirms()
         except Exception as error:
             self.close()
@@ -58,10 +60,9 @@ class RabbitMQWire:
         try:
             self._open()
             declare(self._connection, [subscription_queue(name, (), rabbitmq=True)])
-            with self._in_full_segments():
-                for copy in copies:
-                    body, headers = message_of(name, copy)
-                    self._publish(body, headers, routing_key=name)
+            for copy in copies:
+                body, headers = message_of(name, copy)
+                self._publish(body, headers, routing_key=name)
             self._await_confirms()
         except Exception as error:
             self.close()
@@ -79,15 +80,12 @@ class RabbitMQWire:
         if self._channel is None:
             self._connection = broker.connect(confirm=False)
             self._channel = self._connection.channel()
-            # py-amqp would look for the server's news before each message: here they come with
-            # the confirms.
-            amqp = self._connection.connection
-            amqp.client_properties.get("capabilities", {})["connection.blocked"] = False
             self._channel.confirm_select()
             self._channel.events["basic_ack"].add(self._on_ack)
             self._channel.events["basic_nack"].add(self._on_nack)
             self._last_tag = 0
             self._unconfirmed.clear()
+            self._unsent.clear()
             self._refused = False
             self._bindings = None
 
@@ -97,35 +95,23 @@ class RabbitMQWire:
             self._bindings, self._declared_at = Bindings(self._connection), now
         return self._bindings
 
-    @contextmanager
-    def _in_full_segments(self) -> Iterator[None]:
-        # py-amqp writes each message by itself; so neither TCP nor RabbitMQ sees it so.
-        sock = self._connection.connection.sock
-        if not hasattr(socket, "TCP_CORK"):
-            yield
-            return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
-        yield
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
-
-    def _publish(
-        self,
-        body: str,
-        headers: dict[str, Any],
-        exchange: str = "",
-        routing_key: str = "",
-        **properties: str,
-    ) -> None:
-        message = self._channel.prepare_message(
-            body,
-            content_type="application/json",
-            content_encoding="utf-8",
-            headers=headers,
-            properties={"delivery_mode": 2, **properties},
-        )
-        self._channel.basic_publish(message, exchange=exchange, routing_key=routing_key)
+    def _publish(self, body: str, headers: dict[str, Any], **where: str) -> None:
+        channel = self._channel
         self._last_tag += 1
         self._unconfirmed.add(self._last_tag)
+        self._unsent += frames_of(
+            broker.bytes_of(body),
+            headers,
+            channel=channel.channel_id,
+            frame_max=channel.connection.frame_max,
+            **where,
+        )
+        if len(self._unsent) > MAX_UNSENT:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._channel.connection.transport.write(bytes(self._unsent))
+        self._unsent.clear()
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
         if multiple:
@@ -137,6 +123,7 @@ class RabbitMQWire:
         self._refused = True
 
     def _await_confirms(self) -> None:
+        self._flush()
         while self._unconfirmed:
             self._connection.drain_events(timeout=get_settings().wire_timeout)
             if self._refused:
