@@ -76,10 +76,10 @@ def _method(channel: int, exchange: str, routing_key: str) -> bytes:
 
 
 def _properties(headers: dict[str, Any], type: str | None) -> bytes:  # noqa: A002 - its name
-    values = ["application/json", "utf-8", headers, PERSISTENT]
+    values = ("application/json", "utf-8", headers, PERSISTENT)
     if type is None:
         return pack(">H", WITHOUT_TYPE) + dumps("ssFo", values)
-    return pack(">H", WITH_TYPE) + dumps("ssFos", [*values, type])
+    return pack(">H", WITH_TYPE) + dumps("ssFos", (*values, type))
 
 
 @lru_cache(maxsize=1_000)
