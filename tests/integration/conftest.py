@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from kombu import Message, Queue, pools
+from kombu import Message, pools
 from kombu.transport import native_delayed_delivery as native
+from queues import drain
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -24,12 +25,6 @@ from cos_events.topology import (
     is_rabbitmq,
     subscription_queue,
 )
-
-
-def drain(queue: str) -> list[Message]:
-    """Everything that is in the queue now, in order."""
-    with broker.connect() as connection, connection.channel() as channel:
-        return list(iter(lambda: Queue(queue, channel=channel).get(no_ack=True), None))
 
 
 class Bus:

@@ -10,7 +10,8 @@ from typing import Any
 
 import amqp
 import pytest
-from kombu import Message, Queue
+from kombu import Queue
+from queues import drain, queued, text
 
 from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy
@@ -93,20 +94,6 @@ def events(module: str, count: int, event_type: str = "event_log") -> list[Pendi
 
 def texts(batch: list[Pending]) -> list[str]:
     return [pending.envelope for pending in batch]
-
-
-def text(message: Message) -> str:
-    return message.body if isinstance(message.body, str) else bytes(message.body).decode()
-
-
-def drain(queue: str) -> list[Message]:
-    """Everything that is in the queue now, in order."""
-    with broker.connect() as connection, connection.channel() as channel:
-        return list(iter(lambda: Queue(queue, channel=channel).get(no_ack=True), None))
-
-
-def queued(queue: str) -> list[str]:
-    return [text(message) for message in drain(queue)]
 
 
 def delete_exchange(module: str) -> None:

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from kombu import Connection
+from queues import queued
 from redis import Redis
 
-from cos_events import broker
 from cos_events.broadcast import BrokerWire
 from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.broadcast.redis import RedisWire
@@ -151,13 +151,6 @@ def event(wanting: Recipient, number: int = 0, size: int = 10) -> Pending:
     data = {"n": number, "text": "x" * size}
     envelope = make_envelope(event_type="event_log", module=wanting.name, data=data)
     return Pending(number, wanting.name, "event_log", envelope.encode())
-
-
-def queued(queue: str) -> list[str]:
-    with broker.connect() as connection, connection.channel() as channel:
-        messages = iter(lambda: channel.basic_get(queue, no_ack=True), None)
-        bodies = [each.body for each in messages]
-    return [each if isinstance(each, str) else bytes(each).decode() for each in bodies]
 
 
 def fails_in_time(wire: BrokerWire, batch: list[Pending], wanting: Recipient) -> None:

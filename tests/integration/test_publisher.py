@@ -12,9 +12,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from outbox import record, unpublished
 from redis import Redis
 from redis.client import PubSub
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
@@ -25,7 +26,6 @@ from cos_events.errors import BroadcastError
 from cos_events.publisher import Publisher
 from cos_events.settings import get_settings
 from cos_events.store import outbox
-from cos_events.store.models import OutboxRow
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Subscription
 from cos_events.topology import channel_name
@@ -77,21 +77,6 @@ def make(database: Engine, channel: ChannelWire) -> Callable[[FakeWire], Publish
 def _no_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows wait until the test publishes them."""
     monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
-
-
-def record(engine: Engine, count: int, module: str = "cc") -> list[int]:
-    """The outbox ids of committed events."""
-    with Session(engine) as session:
-        events = [record_event(session, "event_log", {"n": n}, module=module) for n in range(count)]
-        session.commit()
-        found = session.scalars(select(OutboxRow.id).where(OutboxRow.event_id.in_(events)))
-        return sorted(found)
-
-
-def unpublished(engine: Engine) -> int:
-    waiting = select(func.count(OutboxRow.id)).where(OutboxRow.published_at.is_(None))
-    with Session(engine) as session:
-        return session.scalar(waiting) or 0
 
 
 def listener(redis: Redis, module: str) -> PubSub:

@@ -8,17 +8,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
-from sqlalchemy import Engine, func, select
-from sqlalchemy.orm import Session
+from outbox import record, unpublished
+from sqlalchemy import Engine
 
-from cos_events import broker, publisher, record_event
+from cos_events import broker, publisher
 from cos_events.broadcast import Broadcaster, make_broadcaster
 from cos_events.circuit_breaker import CircuitBreaker
 from cos_events.process import PerProcess, PerThread
 from cos_events.publisher import Publisher, publish_once
 from cos_events.relay import Relay
 from cos_events.store import subscriptions
-from cos_events.store.models import OutboxRow
 from cos_events.subscription import Subscription
 from cos_events.topology import channel_name
 
@@ -71,21 +70,6 @@ def subscribe(database: Engine, unique: Callable[[str], str], clean_queues: list
         return name
 
     return register
-
-
-def record(engine: Engine, count: int, module: str = "cc") -> list[int]:
-    """The outbox ids of committed events."""
-    with Session(engine) as session:
-        events = [record_event(session, "event_log", {"n": n}, module=module) for n in range(count)]
-        session.commit()
-        found = session.scalars(select(OutboxRow.id).where(OutboxRow.event_id.in_(events)))
-        return sorted(found)
-
-
-def unpublished(engine: Engine) -> int:
-    waiting = select(func.count(OutboxRow.id)).where(OutboxRow.published_at.is_(None))
-    with Session(engine) as session:
-        return session.scalar(waiting) or 0
 
 
 def test_the_relay_publishes_rows_that_nobody_was_woken_for(

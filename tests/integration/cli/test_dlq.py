@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from click.testing import Result
-from kombu import Queue
+from queues import drain
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
@@ -77,11 +77,7 @@ def feed(database: Engine) -> Iterator[Callable[[], int]]:
 
 def drained(queue: str) -> list[bytes]:
     """Everything on a queue, taken off it."""
-    with broker.connect() as connection, connection.channel() as channel:
-        return [
-            broker.body_of(message)
-            for message in iter(lambda: Queue(queue, channel=channel).get(no_ack=True), None)
-        ]
+    return [broker.body_of(message) for message in drain(queue)]
 
 
 def bury(database: Engine, name: str, *bodies: UUID | bytes) -> None:
