@@ -49,6 +49,10 @@ dist-check: $(STAMP) ## Build wheel and sdist, install them elsewhere, run the d
 compose-smoke: ## Bring docker-compose.yml up, put rows through it, take it down (needs Docker)
 	ops/compose-smoke.sh
 
+.PHONY: pooler
+pooler: ## Install PgBouncer, which a test needs (Debian and its kin; sudo)
+	sudo apt-get update -q && sudo apt-get install -y -q --no-install-recommends pgbouncer
+
 .PHONY: constraints
 constraints: $(STAMP) ## Resolve all versions anew into constraints.txt (needs uv)
 	uv pip compile --universal --no-header --no-annotate --no-emit-index-url --python-version 3.11 \

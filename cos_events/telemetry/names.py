@@ -224,6 +224,7 @@ LOGGERS = {
     "cos_events.pubsub.messages": "bytes on a channel that are no message",
     "cos_events.pubsub.subscribe": "what a listener may have missed while Redis was away",
     "cos_events.relay": "events that had got lost and are sent again",
+    "cos_events.store.engine": "a pooler through which each commit waits for the disk",
     "cos_events.telemetry.counters": "a metric that cannot be counted",
 }
 """Each module that logs, and of what."""
