@@ -54,10 +54,9 @@ def watch(session: Session) -> AbstractContextManager[object]:
 
 def has_recorded(session: Session) -> bool:
     """Whether the session's transaction, flushed here, holds events that go out if it commits."""
-    if (recorded := session.info.get(_KEY)) is None:
-        return False
     session.flush()
-    return any(recorded.rows.values())
+    recorded = session.info.get(_KEY)
+    return recorded is not None and any(recorded.rows.values())
 
 
 # On the class, not on each session: three listeners a session cost more than the commit's own hook.

@@ -145,14 +145,17 @@ def _deliver_singly(
     """
     relaxed = subscriber.wants_session and len(envelopes) > 1
     retry, error = None, None
+    unsure = []
     for raw, envelope in envelopes.items():
         retry, error = _deliver_one(task, subscriber, raw, envelope, relaxed=relaxed)
-    if relaxed:
+        if error is None:
+            unsure.append(raw)
+    if relaxed and unsure:
         try:
             with ledger():
                 wait_for_disk()
         except LedgerAway as away:
-            wait_for_ledger(task, envelopes, away, task.request.retries)
+            wait_for_ledger(task, unsure, away, task.request.retries)
     return retry, error
 
 

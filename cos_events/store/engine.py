@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,7 +70,8 @@ def _connect_relaxed(
 ) -> Any:
     # As the connection's own option: behind a pooler a SET would outlive our transaction, and hold
     # for those of the pooler's other clients. One that does not pass options on refuses, by name.
-    options = f"{parameters.get('options', '')} -c synchronous_commit=off"
+    given = parameters.get("options") or os.environ.get("PGOPTIONS", "")
+    options = f"{given} -c synchronous_commit=off"
     try:
         return dialect.connect(*arguments, **{**parameters, "options": options})
     except psycopg2.OperationalError as error:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from cos_events import Envelope, delivery, record_event
 from cos_events.embedded import EmbeddedPostgres
 from cos_events.faults.folder import own_folder
+from cos_events.store import deliveries
 from cos_events.store.engine import get_engine
 from cos_events.store.migrations import upgrade
 
@@ -126,3 +127,24 @@ def test_when_that_wait_fails_all_of_them_come_again_and_nothing_happens_twice(
     assert {message.headers["retries"] for message in queued} == {0}
     bus.run(name, *raws)
     assert calls == [0, 1]
+
+
+def test_in_an_outage_each_event_of_a_group_is_sent_again_once(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OperationalError("", {}, Exception("the server closed the connection"))
+
+    def handle(message: Envelope, session: Session) -> None:
+        pass
+
+    name = bus.declare(handle)
+    raws = [bus.record(n=n) for n in range(3)]
+    with monkeypatch.context() as patched:
+        patched.setattr(deliveries, "settle", away)
+        patched.setattr(delivery, "wait_for_disk", away)
+        bus.run(name, *raws)
+    queued: list[Message] = []
+    eventually(lambda: queued.extend(bus.queued(name)) or len(queued) >= 3)
+    assert [message.payload[0][0][0] for message in queued] == raws
+    assert bus.queued(name) == []
