@@ -19,12 +19,7 @@ from cos_events.envelope import Envelope
 from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
 from cos_events.store import deliveries
-from cos_events.store.engine import (
-    get_autocommit_engine,
-    get_engine,
-    get_relaxed_engine,
-    wait_when_committing,
-)
+from cos_events.store.engine import get_autocommit_engine, get_engine, get_relaxed_engine
 from cos_events.telemetry import names
 
 if TYPE_CHECKING:
@@ -62,6 +57,8 @@ def attempt(
     if subscriber.wants_session:
         engine = get_relaxed_engine() if relaxed else get_engine()
         with _unless_lost(), Session(engine) as session, session.begin():
+            if relaxed:
+                capture.relax(session)
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
             settled_at = monotonic()
@@ -69,8 +66,6 @@ def attempt(
             rest = ids - fresh.keys()
             with ledger():
                 known = deliveries.due(session, name, rest, attempts) if rest else {}
-            if relaxed and capture.has_recorded(session):
-                wait_when_committing(session)
         _count(name, by_id, fresh, monotonic() - settled_at)
         return rest - known.keys()
     due, strangers = due_of(subscriber, envelopes, retries)

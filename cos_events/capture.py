@@ -17,12 +17,14 @@ from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from cos_events import telemetry
 from cos_events.dispatcher import wake
+from cos_events.store.engine import wait_when_committing
 from cos_events.store.models import OutboxRow
 from cos_events.telemetry import names
 
 logger = logging.getLogger(__name__)
 
 _KEY = "cos_events.capture"
+_RELAXED = "cos_events.relaxed"
 
 
 @dataclass(slots=True)
@@ -52,11 +54,12 @@ def watch(session: Session) -> AbstractContextManager[object]:
     return recorded.span.current()
 
 
-def has_recorded(session: Session) -> bool:
-    """Whether the session's transaction, flushed here, holds events that go out if it commits."""
-    session.flush()
-    recorded = session.info.get(_KEY)
-    return recorded is not None and any(recorded.rows.values())
+def relax(session: Session) -> None:
+    """This session commits without waiting for the disk, unless its transaction brings events.
+
+    Those are broadcast as soon as it has committed: a crash of PostgreSQL must not take them back.
+    """
+    session.info[_RELAXED] = True
 
 
 # On the class, not on each session: three listeners a session cost more than the commit's own hook.
@@ -68,6 +71,9 @@ def _after_flush(session: Session, _context: UOWTransaction) -> None:
     transaction = session.get_nested_transaction() or session.get_transaction()
     if rows and transaction is not None:
         recorded.rows.setdefault(transaction, []).extend(rows)
+        if session.info.get(_RELAXED):
+            # Whoever commits has come by here. A SAVEPOINT takes it back, and the rows.
+            wait_when_committing(session)
 
 
 @event.listens_for(Session, "after_commit")

@@ -11,7 +11,7 @@ from uuid import UUID
 from celery.exceptions import Retry, WorkerLostError
 
 from cos_events import dead_letters, gate, telemetry
-from cos_events.attempt import LedgerAway, attempt, call, due_of, ledger, settle
+from cos_events.attempt import LedgerAway, attempt, call, due_of, settle
 from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail, wait_for_ledger
@@ -152,9 +152,8 @@ def _deliver_singly(
             unsure.append(raw)
     if relaxed and unsure:
         try:
-            with ledger():
-                wait_for_disk()
-        except LedgerAway as away:
+            wait_for_disk()
+        except Exception as away:  # noqa: BLE001 - nothing may be acknowledged without it
             wait_for_ledger(task, unsure, away, task.request.retries)
     return retry, error
 

@@ -125,7 +125,7 @@ def wait_for_disk() -> None:
 
 def wait_when_committing(session: Session) -> None:
     """Let a relaxed connection's transaction wait for the disk after all."""
-    session.execute(text("SET LOCAL synchronous_commit = on"))
+    session.connection().execute(text("SET LOCAL synchronous_commit = on"))
 
 
 def lacks_tables(error: DBAPIError) -> bool:
