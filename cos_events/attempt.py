@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from cos_events import capture, telemetry
+from cos_events import telemetry
 from cos_events.envelope import Envelope
 from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
@@ -57,8 +57,6 @@ def attempt(
     if subscriber.wants_session:
         engine = get_relaxed_engine() if relaxed else get_engine()
         with _unless_lost(), Session(engine) as session, session.begin():
-            if relaxed:
-                capture.relax(session)
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
             settled_at = monotonic()

@@ -17,14 +17,13 @@ from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from cos_events import telemetry
 from cos_events.dispatcher import wake
-from cos_events.store.engine import wait_when_committing
+from cos_events.store.engine import is_relaxed, wait_when_committing
 from cos_events.store.models import OutboxRow
 from cos_events.telemetry import names
 
 logger = logging.getLogger(__name__)
 
 _KEY = "cos_events.capture"
-_RELAXED = "cos_events.relaxed"
 
 
 @dataclass(slots=True)
@@ -54,14 +53,6 @@ def watch(session: Session) -> AbstractContextManager[object]:
     return recorded.span.current()
 
 
-def relax(session: Session) -> None:
-    """This session commits without waiting for the disk, unless its transaction brings events.
-
-    Those are broadcast as soon as it has committed: a crash of PostgreSQL must not take them back.
-    """
-    session.info[_RELAXED] = True
-
-
 # On the class, not on each session: three listeners a session cost more than the commit's own hook.
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
@@ -71,8 +62,9 @@ def _after_flush(session: Session, _context: UOWTransaction) -> None:
     transaction = session.get_nested_transaction() or session.get_transaction()
     if rows and transaction is not None:
         recorded.rows.setdefault(transaction, []).extend(rows)
-        if session.info.get(_RELAXED):
-            # Whoever commits has come by here. A SAVEPOINT takes it back, and the rows.
+        if is_relaxed(session.get_bind(OutboxRow)):
+            # They are broadcast at once: a crash of PostgreSQL must not take them back. Whoever
+            # commits has come by here; a SAVEPOINT takes this back, and the rows.
             wait_when_committing(session)
 
 

@@ -23,6 +23,9 @@ from cos_events.telemetry import trace_statements
 
 logger = logging.getLogger(__name__)
 
+_RELAXED = "cos_events_relaxed"
+"""Among the execution options of the engines whose commits do not wait for the disk."""
+
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
 
@@ -82,7 +85,7 @@ def _connect_relaxed(
 
 
 def _make_relaxed_engine(**options: Any) -> Engine:
-    engine = make_engine(get_settings().database_url, **options)
+    engine = make_engine(get_settings().database_url, execution_options={_RELAXED: True}, **options)
     event.listen(engine, "do_connect", _connect_relaxed)
     return engine
 
@@ -121,6 +124,11 @@ def wait_for_disk() -> None:
     """
     with _engine.get().begin() as connection:
         connection.execute(text("SELECT pg_logical_emit_message(true, 'cos_events', '')"))
+
+
+def is_relaxed(bind: Engine | Connection) -> bool:
+    """Whether commits here do not wait for the disk by themselves."""
+    return bool(bind.get_execution_options().get(_RELAXED))
 
 
 def wait_when_committing(session: Session) -> None:

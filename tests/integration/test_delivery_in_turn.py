@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from kombu.message import Message
-from sqlalchemy.exc import OperationalError
+from outages import postgres_away
 
 from cos_events import Envelope
 from cos_events.store import deliveries
@@ -51,13 +51,10 @@ def test_what_was_had_already_is_not_called_again_and_garbage_hurts_nobody(bus: 
 def test_when_the_ledger_is_away_all_of_them_come_again_and_no_attempt_is_counted(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None], statement: str
 ) -> None:
-    def away(*_: object, **__: object) -> None:
-        raise OperationalError("", {}, Exception("the server closed the connection"))
-
     name = bus.declare(lambda _message: None, **AT_ONCE)
     raws = [bus.record(n=n) for n in range(2)]
     with monkeypatch.context() as patched:
-        patched.setattr(deliveries, statement, away)
+        patched.setattr(deliveries, statement, postgres_away)
         bus.run(name, *raws)
     assert [bus.row(name, raw) for raw in raws] == [None, None]
     queued: list[Message] = []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from kombu.message import Message
+from outages import postgres_away
 from sqlalchemy import Engine, event, text
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, delivery, record_event
@@ -58,7 +58,11 @@ def test_one_event_waits_for_the_disk_and_several_do_so_once(
     assert {bus.state(name, raw) for raw in raws} == {"delivered"}
 
 
-@pytest.mark.parametrize("then", [Session.flush, Session.commit, lambda _session: None])
+def nothing(_session: Session) -> None:
+    pass
+
+
+@pytest.mark.parametrize("then", [Session.flush, Session.commit, nothing])
 def test_a_commit_that_brings_new_events_waits_for_the_disk_itself(
     bus: Bus, at_commit: list[str], then: Callable[[Session], None]
 ) -> None:
@@ -72,6 +76,20 @@ def test_a_commit_that_brings_new_events_waits_for_the_disk_itself(
     bus.run(name, *[bus.record(n=n) for n in range(3)])
     assert at_commit == ["off", "on", "off"]
     assert len(bus.envelopes()) == 4
+
+
+@pytest.mark.parametrize("bind", [Session.get_bind, Session.connection])
+def test_so_does_that_of_another_session_on_the_handlers_engine_or_connection(
+    bus: Bus, at_commit: list[str], bind: Callable[[Session], Any]
+) -> None:
+    def handle(message: Envelope, session: Session) -> None:
+        with Session(bind(session)) as another, another.begin():
+            another.info["looked at"] = True
+            record_event(another, "followed", {}, module=bus.module)
+
+    name = bus.declare(handle, event_types=["event_log"])
+    bus.run(name, *[bus.record(n=n) for n in range(2)])
+    assert at_commit == ["on", "on"]
 
 
 @pytest.fixture
@@ -108,9 +126,6 @@ def test_what_a_task_has_delivered_survives_a_crash_of_postgresql(
 def test_when_that_wait_fails_all_of_them_come_again_and_nothing_happens_twice(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
 ) -> None:
-    def away() -> None:
-        raise OperationalError("", {}, Exception("the server closed the connection"))
-
     calls: list[int] = []
 
     def handle(message: Envelope, session: Session) -> None:
@@ -119,7 +134,7 @@ def test_when_that_wait_fails_all_of_them_come_again_and_nothing_happens_twice(
     name = bus.declare(handle)
     raws = [bus.record(n=n) for n in range(2)]
     with monkeypatch.context() as patched:
-        patched.setattr(delivery, "wait_for_disk", away)
+        patched.setattr(delivery, "wait_for_disk", postgres_away)
         bus.run(name, *raws)
     queued: list[Message] = []
     eventually(lambda: queued.extend(bus.queued(name)) or len(queued) == 2)
@@ -132,17 +147,14 @@ def test_when_that_wait_fails_all_of_them_come_again_and_nothing_happens_twice(
 def test_in_an_outage_each_event_of_a_group_is_sent_again_once(
     bus: Bus, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
 ) -> None:
-    def away(*_: object, **__: object) -> None:
-        raise OperationalError("", {}, Exception("the server closed the connection"))
-
     def handle(message: Envelope, session: Session) -> None:
         pass
 
     name = bus.declare(handle)
     raws = [bus.record(n=n) for n in range(3)]
     with monkeypatch.context() as patched:
-        patched.setattr(deliveries, "settle", away)
-        patched.setattr(delivery, "wait_for_disk", away)
+        patched.setattr(deliveries, "settle", postgres_away)
+        patched.setattr(delivery, "wait_for_disk", postgres_away)
         bus.run(name, *raws)
     queued: list[Message] = []
     eventually(lambda: queued.extend(bus.queued(name)) or len(queued) >= 3)
