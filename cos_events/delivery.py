@@ -145,17 +145,30 @@ def _deliver_singly(
     """
     relaxed = subscriber.wants_session and len(envelopes) > 1
     retry, error = None, None
-    unsure = []
+    unsure: dict[str, Envelope] = {}
     for raw, envelope in envelopes.items():
         retry, error = _deliver_one(task, subscriber, raw, envelope, relaxed=relaxed)
         if error is None:
-            unsure.append(raw)
+            unsure[raw] = envelope
     if relaxed and unsure:
-        try:
-            wait_for_disk()
-        except Exception as away:  # noqa: BLE001 - nothing may be acknowledged without it
-            wait_for_ledger(task, unsure, away, task.request.retries)
+        _make_sure(task, subscriber, unsure)
     return retry, error
+
+
+def _make_sure(
+    task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
+) -> None:
+    """Wait until these are on the disk; what cannot be known to be there comes again."""
+    retries = task.request.retries
+    try:
+        wait_for_disk()
+        due, _ = due_of(subscriber, envelopes.values(), retries)
+    except Exception as away:  # noqa: BLE001 - nothing may be acknowledged without it
+        wait_for_ledger(task, envelopes, away, retries)
+        return
+    if lost := [raw for raw, each in envelopes.items() if each.base_log_id in due]:
+        away = LedgerAway("it crashed, and came back without its last commits")
+        wait_for_ledger(task, lost, away, retries)
 
 
 def _deliver_one(

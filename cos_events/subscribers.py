@@ -104,7 +104,9 @@ def subscriber(  # noqa: PLR0913 - what a subscription may ask for
 
     The handler is called with the `Envelope`. If it has a parameter `session`, it gets a SQLAlchemy
     session whose transaction also holds the delivery row, so that its effect in that database
-    happens exactly once; it must not commit. Otherwise it runs at least once.
+    happens exactly once; it must not commit. Otherwise it runs at least once. What it does when
+    that session has committed (an `after_commit` hook, a NOTIFY) may be repeated: several events
+    may wait for the disk together, and run again if PostgreSQL crashes before.
 
     Args:
         name: of the subscription, its durable queue and its Celery task.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from cos_events import broker
@@ -40,8 +41,7 @@ class RabbitMQWire:
 
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """As the contract says."""
-        try:
-            self._open()
+        with self._confirmed("the batch"):
             self._fresh_bindings().see_to({each.source_module for each in batch}, recipients)
             for pending in batch:
                 self._publish(
@@ -50,31 +50,38 @@ class RabbitMQWire:
                     exchange=channel_name(pending.source_module),
                     type=pending.event_type,
                 )
-            self._await_confirms()
-        except Exception as error:
-            self.close()
-            raise BroadcastError(f"RabbitMQ did not take the batch: {error}") from error
 
     def send_to_queue(self, name: str, copies: Sequence[Copy]) -> None:
         """As the contract says."""
-        try:
-            self._open()
+        with self._confirmed(f"the messages for {name}"):
             declare(self._connection, [subscription_queue(name, (), rabbitmq=True)])
             for copy in copies:
                 body, headers = message_of(name, copy)
                 self._publish(body, headers, routing_key=name)
-            self._await_confirms()
-        except Exception as error:
-            self.close()
-            raise BroadcastError(
-                f"RabbitMQ did not take the messages for {name}: {error}"
-            ) from error
 
     def close(self) -> None:
         """As the contract says."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
             connection.collect()
+
+    @contextmanager
+    def _confirmed(self, what: str) -> Iterator[None]:
+        """What is published within has arrived at the end.
+
+        Raises:
+            BroadcastError: RabbitMQ did not take all of it.
+        """
+        try:
+            self._open()
+            yield
+            self._await_confirms()
+        except BaseException as error:
+            # However it ended: half a frame may be on its way, which nothing may follow.
+            self.close()
+            if isinstance(error, Exception):
+                raise BroadcastError(f"RabbitMQ did not take {what}: {error}") from error
+            raise
 
     def _open(self) -> None:
         if self._channel is None:
@@ -110,7 +117,8 @@ class RabbitMQWire:
             self._flush()
 
     def _flush(self) -> None:
-        self._channel.connection.transport.write(bytes(self._unsent))
+        # With TLS py-amqp writes 16 KiB and cuts them off the rest: a view is cut without a copy.
+        self._channel.connection.transport.write(memoryview(bytes(self._unsent)))
         self._unsent.clear()
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:

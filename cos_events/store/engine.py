@@ -29,7 +29,6 @@ _RELAXED = "cos_events_relaxed"
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
 
-
 IDLE_SECONDS = 1.0
 """A pooled connection that was not used for so long is tried before it is used again."""
 
@@ -97,6 +96,15 @@ _autocommit_engine = PerProcess(
 )
 
 
+def _read_own_wait() -> str:
+    with _engine.get().connect() as connection:
+        return connection.execute(text("SHOW synchronous_commit")).scalar_one()
+
+
+_own_wait = PerProcess(_read_own_wait)
+"""What PostgreSQL's commits wait for if nobody says otherwise, as it said when first asked."""
+
+
 def get_engine() -> Engine:
     """The engine on `DATABASE_URL`, made on first use in each process."""
     return _engine.get()
@@ -132,8 +140,10 @@ def is_relaxed(bind: Engine | Connection) -> bool:
 
 
 def wait_when_committing(session: Session) -> None:
-    """Let a relaxed connection's transaction wait for the disk after all."""
-    session.connection().execute(text("SET LOCAL synchronous_commit = on"))
+    """Let a relaxed connection's transaction wait after all, as PostgreSQL's others do."""
+    session.connection().execute(
+        text("SELECT set_config('synchronous_commit', :own, true)"), {"own": _own_wait.get()}
+    )
 
 
 def lacks_tables(error: DBAPIError) -> bool:
@@ -173,6 +183,7 @@ def wait_at_most(connection: Connection, milliseconds: int) -> None:
 
 def reset() -> None:
     """Close this process's engines; the next use reads `DATABASE_URL` again."""
+    _own_wait.reset()
     for each in (_engine, _autocommit_engine, _relaxed_engine):
         if (engine := each.reset()) is not None:
             engine.dispose()

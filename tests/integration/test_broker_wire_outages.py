@@ -196,6 +196,27 @@ def test_a_batch_larger_than_any_socket_buffer_fails_in_bounded_time_on_a_frozen
         fails_in_time(wire, [event(wanting, n, size=100_000) for n in range(200)], wanting)
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_wire_that_is_interrupted_in_the_middle_of_a_message_begins_anew(
+    outages: Outages, wire: BrokerWire, wanting: Recipient
+) -> None:
+    wire.send([event(wanting, 1)], [wanting])
+    batch = [event(wanting, n, size=100_000) for n in range(200)]
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with outages.frozen(), pytest.raises(KeyboardInterrupt):
+            threading.Timer(WIRE_TIMEOUT / 2, signal.raise_signal, [signal.SIGUSR1]).start()
+            wire.send(batch, [wanting])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    last = event(wanting, 2)
+    wire.send([last], [wanting])
+    assert last.envelope in queued(wanting.name)
+
+
 def test_closing_a_wire_on_a_frozen_broker_takes_a_bounded_time(
     outages: Outages, wire: BrokerWire, wanting: Recipient
 ) -> None:

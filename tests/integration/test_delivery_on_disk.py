@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu.message import Message
 from outages import postgres_away
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Connection, Engine, event, make_url
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, delivery, record_event
@@ -24,30 +24,31 @@ if TYPE_CHECKING:
     from conftest import Bus
 
 
-def waits(session: Session) -> str:
-    return session.scalars(text("SHOW synchronous_commit")).one()
-
-
 @pytest.fixture
 def at_commit() -> Iterator[list[str]]:
-    """What each session's transaction that said so in `info` waits for when it commits."""
+    """What each transaction waits for as it commits, of those that a handler has `looked_at`."""
     seen: list[str] = []
 
-    def look(session: Session) -> None:
-        if "looked at" in session.info:
-            session.flush()
-            seen.append(waits(session))
+    def look(connection: Connection) -> None:
+        if connection.info.pop("looked at", False):
+            cursor = connection.connection.cursor()
+            cursor.execute("SHOW synchronous_commit")
+            seen.extend(cursor.fetchone() or ())
 
-    event.listen(Session, "before_commit", look)
+    event.listen(Engine, "commit", look)
     yield seen
-    event.remove(Session, "before_commit", look)
+    event.remove(Engine, "commit", look)
+
+
+def look_at(session: Session) -> None:
+    session.connection().info["looked at"] = True
 
 
 def test_one_event_waits_for_the_disk_and_several_do_so_once(
     bus: Bus, at_commit: list[str]
 ) -> None:
     def handle(message: Envelope, session: Session) -> None:
-        session.info["looked at"] = True
+        look_at(session)
 
     name = bus.declare(handle)
     raws = [bus.record(n=n) for n in range(4)]
@@ -67,7 +68,7 @@ def test_a_commit_that_brings_new_events_waits_for_the_disk_itself(
     bus: Bus, at_commit: list[str], then: Callable[[Session], None]
 ) -> None:
     def handle(message: Envelope, session: Session) -> None:
-        session.info["looked at"] = True
+        look_at(session)
         if message.data["n"] == 1:
             record_event(session, "followed", {}, module=bus.module)
             then(session)
@@ -84,12 +85,44 @@ def test_so_does_that_of_another_session_on_the_handlers_engine_or_connection(
 ) -> None:
     def handle(message: Envelope, session: Session) -> None:
         with Session(bind(session)) as another, another.begin():
-            another.info["looked at"] = True
+            look_at(another)
             record_event(another, "followed", {}, module=bus.module)
 
     name = bus.declare(handle, event_types=["event_log"])
     bus.run(name, *[bus.record(n=n) for n in range(2)])
     assert at_commit == ["on", "on"]
+
+
+def test_so_does_one_that_a_listener_brings_new_events_at_the_last_moment(
+    bus: Bus, at_commit: list[str]
+) -> None:
+    def record(session: Session) -> None:
+        record_event(session, "followed", {}, module=bus.module)
+
+    def handle(message: Envelope, session: Session) -> None:
+        look_at(session)
+        event.listen(session, "before_commit", record, once=True)
+
+    name = bus.declare(handle, event_types=["event_log"])
+    bus.run(name, *[bus.record(n=n) for n in range(2)])
+    assert at_commit == ["on", "on"]
+
+
+def test_it_waits_for_what_postgresql_is_told_to_wait_for(
+    bus: Bus, environment: Callable[..., None], at_commit: list[str]
+) -> None:
+    options = {"options": "-c synchronous_commit=local"}
+    url = make_url(os.environ["DATABASE_URL"]).update_query_dict(options)
+    environment(DATABASE_URL=url.render_as_string(hide_password=False))
+
+    def handle(message: Envelope, session: Session) -> None:
+        look_at(session)
+        if message.data["n"] == 1:
+            record_event(session, "followed", {}, module=bus.module)
+
+    name = bus.declare(handle, event_types=["event_log"])
+    bus.run(name, *[bus.record(n=n) for n in range(2)])
+    assert at_commit == ["off", "local"]
 
 
 @pytest.fixture
@@ -108,6 +141,14 @@ def postgres(environment: Callable[..., None]) -> Iterator[EmbeddedPostgres]:
             server.stop()
 
 
+def crash(postgres: EmbeddedPostgres) -> None:
+    """And come back; whoever asks it next connects anew."""
+    os.kill(postgres.pid or 0, signal.SIGQUIT)
+    postgres.stop()
+    postgres.start()
+    get_engine().dispose()
+
+
 @pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
 def test_what_a_task_has_delivered_survives_a_crash_of_postgresql(
     make_bus: Callable[[Engine], Bus], postgres: EmbeddedPostgres
@@ -116,11 +157,28 @@ def test_what_a_task_has_delivered_survives_a_crash_of_postgresql(
     name = bus.declare(lambda message, session: None)
     raws = [bus.record(n=n) for n in range(3)]
     bus.run(name, *raws)
-    os.kill(postgres.pid or 0, signal.SIGQUIT)
-    postgres.stop()
-    postgres.start()
-    get_engine().dispose()
+    crash(postgres)
     assert [bus.state(name, raw) for raw in raws] == ["delivered"] * 3
+
+
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+def test_what_postgresql_lost_while_the_task_went_on_comes_again(
+    make_bus: Callable[[Engine], Bus],
+    postgres: EmbeddedPostgres,
+    eventually: Callable[..., None],
+) -> None:
+    def handle(message: Envelope, session: Session) -> None:
+        if message.data["n"] == 1:
+            crash(postgres)
+
+    bus = make_bus(get_engine())
+    name = bus.declare(handle)
+    raws = [bus.record(n=n) for n in range(3)]
+    bus.run(name, *raws)
+    assert [bus.state(name, raw) for raw in raws] == [None, None, "delivered"]
+    queued: list[Message] = []
+    eventually(lambda: queued.extend(bus.queued(name)) or len(queued) >= 2)
+    assert {message.payload[0][0][0] for message in queued} == set(raws[:2])
 
 
 def test_when_that_wait_fails_all_of_them_come_again_and_nothing_happens_twice(

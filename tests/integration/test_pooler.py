@@ -102,12 +102,14 @@ def test_what_the_bus_commits_without_waiting_makes_no_other_client_do_so(
             assert cursor.fetchone() == ("on",)
 
 
-def test_options_in_the_database_url_hold_for_every_connection_of_the_bus(
-    database: Engine, environment: Callable[..., None]
+@pytest.mark.parametrize("place", ["DATABASE_URL", "PGOPTIONS"])
+def test_options_from_elsewhere_hold_for_every_connection_of_the_bus(
+    database: Engine, environment: Callable[..., None], place: str
 ) -> None:
-    options = {"options": "-c statement_timeout=7s"}
-    url = make_url(os.environ["DATABASE_URL"]).update_query_dict(options)
-    environment(DATABASE_URL=url.render_as_string(hide_password=False))
+    options = "-c statement_timeout=7s"
+    url = make_url(os.environ["DATABASE_URL"]).update_query_dict({"options": options})
+    values = {"DATABASE_URL": url.render_as_string(hide_password=False), "PGOPTIONS": options}
+    environment(**{place: values[place]})
     for engine in (get_relaxed_engine(), get_autocommit_engine()):
         with engine.connect() as connection:
             shown = [
