@@ -167,8 +167,8 @@ def _make_sure(
         wait_for_ledger(task, envelopes, away, retries)
         return
     if lost := [raw for raw, each in envelopes.items() if each.base_log_id in due]:
-        away = LedgerAway("it crashed, and came back without its last commits")
-        wait_for_ledger(task, lost, away, retries)
+        crashed = LedgerAway("it crashed, and came back without its last commits")
+        wait_for_ledger(task, lost, crashed, retries)
 
 
 def _deliver_one(

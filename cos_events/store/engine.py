@@ -98,7 +98,7 @@ _autocommit_engine = PerProcess(
 
 def _read_own_wait() -> str:
     with _engine.get().connect() as connection:
-        return connection.execute(text("SHOW synchronous_commit")).scalar_one()
+        return str(connection.scalar(text("SHOW synchronous_commit")))
 
 
 _own_wait = PerProcess(_read_own_wait)
