@@ -23,6 +23,7 @@ from cos_events import broker, telemetry
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess
+from cos_events.settings import get_settings
 from cos_events.task_message import EMBED, task_headers
 from cos_events.telemetry import names
 from cos_events.topology import PUBLISH_TASK, publish_queue
@@ -41,10 +42,6 @@ MAX_QUEUED = 10_000
 LOOK_EVERY = 1_000
 """Publish tasks from one look at their queue's depth to the next."""
 
-GATHER_SECONDS = 0.003
-"""At least so long after one publish task the next is sent; what is committed meanwhile goes with
-it. A task costs more than the events in it."""
-
 FLUSH_TIMEOUT = 2.0
 """Seconds that a process's end may wait for the last wake-ups to be sent."""
 
@@ -58,12 +55,16 @@ class Dispatcher:
 
     Parameters:
         send: hands the ids of one publish task to the broker; may raise, may take a while.
+        interval: seconds after one publish task until the next is sent; what is committed meanwhile
+            goes with it, since a task costs more than the events in it.
     """
 
-    def __init__(self, send: Callable[[list[int]], None]) -> None:
+    def __init__(self, send: Callable[[list[int]], None], interval: float) -> None:
         self.sent = 0
         self.dropped = 0
         self._send = send
+        self._interval = interval
+        self._closing = threading.Event()
         self._waiting: SimpleQueue[_Committed | None] = SimpleQueue()
         self._breaker = CircuitBreaker("the broker, for wake-ups,", reset_after=1.0)
         self._thread = threading.Thread(target=self._run, name="cos-events-dispatcher", daemon=True)
@@ -84,6 +85,7 @@ class Dispatcher:
 
     def close(self, timeout: float = FLUSH_TIMEOUT) -> None:
         """Send what waits, for at most `timeout` seconds, and end the thread."""
+        self._closing.set()
         self._waiting.put(None)
         self._thread.join(timeout)
 
@@ -91,7 +93,7 @@ class Dispatcher:
         sent_at, ended = 0.0, False
         while not ended:
             first = self._waiting.get()
-            time.sleep(max(0.0, sent_at + GATHER_SECONDS - time.monotonic()))
+            self._closing.wait(sent_at + self._interval - time.monotonic())
             sent_at = time.monotonic()
             ids, ended = self._gather(first)
             for start in range(0, len(ids), MAX_IDS):
@@ -183,7 +185,7 @@ class PublishTaskSender:
 
 
 def _start() -> Dispatcher:
-    dispatcher = Dispatcher(PublishTaskSender())
+    dispatcher = Dispatcher(PublishTaskSender(), get_settings().wake_interval)
     atexit.register(dispatcher.close)
     return dispatcher
 

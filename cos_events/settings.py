@@ -109,6 +109,8 @@ class Settings(BaseSettings):
         default=262_144, ge=1_024, le=16_777_216, alias="COS_EVENTS_MAX_PAYLOAD_BYTES"
     )
     """The largest envelope that is recorded, in bytes of its JSON."""
+    wake_interval: float = Field(default=0.003, ge=0, le=1, alias="COS_EVENTS_WAKE_INTERVAL")
+    """Seconds from one wake-up of the publisher to the next; commits in between share it."""
     relay_interval: Seconds = Field(default=1.0, alias="COS_EVENTS_RELAY_INTERVAL")
     """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
     redeliver_after: Seconds = Field(default=60.0, alias="COS_EVENTS_REDELIVER_AFTER")

@@ -16,6 +16,9 @@ from cos_events.circuit_breaker import CircuitBreaker
 from cos_events.dispatcher import MAX_IDS, MAX_WAITING, Dispatcher
 
 
+INTERVAL = 0.003
+
+
 class Sender:
     """Remembers what was sent; can be blocked, and told to fail."""
 
@@ -43,7 +46,7 @@ def send() -> Iterator[Sender]:
 
 @pytest.fixture
 def made(send: Sender) -> Iterator[Dispatcher]:
-    running = Dispatcher(send)
+    running = Dispatcher(send, INTERVAL)
     yield running
     send.open.set()
     running.close()
@@ -80,6 +83,18 @@ def test_what_comes_meanwhile_goes_out_in_one_call(made: Dispatcher, send: Sende
     made.close()
     assert send.calls == [[0], list(range(1, 101))]
     assert made.sent == 101
+
+
+def test_commits_within_the_interval_share_a_call_and_closing_does_not_wait_for_its_end(
+    send: Sender,
+) -> None:
+    made = Dispatcher(send, 60.0)
+    made.wake([0])
+    assert send.entered.acquire(timeout=10)
+    made.wake([1])
+    made.wake([2, 3])
+    made.close(timeout=10)
+    assert send.calls == [[0], [1, 2, 3]]
 
 
 @pytest.mark.parametrize("size", [1, 3, MAX_IDS - 1, MAX_IDS, 2 * MAX_IDS + 7])
@@ -152,7 +167,7 @@ def test_a_failure_is_counted_and_the_thread_goes_on(made: Dispatcher, send: Sen
 
 def test_after_a_failure_the_broker_is_left_alone_for_a_while(send: Sender) -> None:
     now = [0.0]
-    made = Dispatcher(send)
+    made = Dispatcher(send, INTERVAL)
     made._breaker = CircuitBreaker("test", reset_after=1, clock=lambda: now[0])
     send.error = ConnectionError("refused")
     block(made, send)

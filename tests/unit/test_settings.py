@@ -64,6 +64,7 @@ def test_everything_has_a_default(settings) -> None:
         ("COS_EVENTS_ENVIRONMENT", "production", "environment", "production"),
         ("COS_EVENTS_MODULE", "pem", "module", "pem"),
         ("COS_EVENTS_MAX_PAYLOAD_BYTES", "2048", "max_payload_bytes", 2048),
+        ("COS_EVENTS_WAKE_INTERVAL", "0", "wake_interval", 0.0),
         ("COS_EVENTS_RELAY_INTERVAL", "0.25", "relay_interval", 0.25),
         ("COS_EVENTS_WIRE_TIMEOUT", "9", "wire_timeout", 9.0),
     ],

@@ -36,7 +36,7 @@ def publish(database: Engine):
 def test_what_commits_and_goes_out_is_counted_by_module(
     bus: Bus, publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dispatcher = Dispatcher(lambda _ids: None)
+    dispatcher = Dispatcher(lambda _ids: None, 0)
     monkeypatch.setattr("cos_events.capture.wake", dispatcher.wake)
     bus.declare(lambda message: None)
     bus.record()
