@@ -15,7 +15,6 @@ from cos_events import dispatcher, telemetry
 from cos_events.circuit_breaker import CircuitBreaker
 from cos_events.dispatcher import MAX_IDS, MAX_WAITING, Dispatcher
 
-
 INTERVAL = 0.003
 
 
