@@ -34,7 +34,7 @@ class LedgerAway(Exception):
 
 def attempt(
     subscriber: Subscriber, envelopes: list[Envelope], retries: int, *, relaxed: bool = False
-) -> set[UUID]:
+) -> tuple[Collection[UUID], set[UUID]]:
     """Call the handler for those of the envelopes that are due.
 
     Args:
@@ -45,7 +45,8 @@ def attempt(
             new events: the caller waits, before anything is acknowledged.
 
     Returns:
-        The ids among them that were never recorded in this database.
+        The ids among them that are delivered by this; and those that were never recorded in this
+        database.
 
     Raises:
         LedgerAway: nothing of it is delivered, and nobody's fault.
@@ -65,12 +66,12 @@ def attempt(
             with ledger():
                 known = deliveries.due(session, name, rest, attempts) if rest else {}
         _count(name, by_id, fresh, monotonic() - settled_at)
-        return rest - known.keys()
+        return fresh.keys(), rest - known.keys()
     due, strangers = due_of(subscriber, envelopes, retries)
     if to_run := [by_id[each] for each in ids if each in due]:
         call(subscriber, to_run)
         settle(subscriber, to_run, retries)
-    return strangers
+    return due, strangers
 
 
 def due_of(

@@ -110,10 +110,11 @@ class DeliveryStep(bootsteps.StartStopStep):
         self._on_decode_error = consumer.on_decode_error
         consumer.create_task_handler = self._create_task_handler
         consumer.on_decode_error = self._undecodable
-        # Only what the broker has handed out can be gathered.
+        # Only what the broker has handed out can be gathered: a batch for each process.
+        batches = max(2, consumer.pool.num_processes)
         consumer.initial_prefetch_count = max(
             consumer.initial_prefetch_count,
-            2 * sum(s.batch_size for s in self._subscribers.values() if s.batch_size > 1),
+            batches * sum(s.batch_size for s in self._subscribers.values() if s.batch_size > 1),
             WAKE_UPS_IN_HAND if is_publisher(consumer) else 0,
         )
 

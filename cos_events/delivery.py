@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from celery.exceptions import Retry, WorkerLostError
@@ -57,7 +57,7 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
     retry: RetryAfter | None = None
     error: Exception | None = None
     if len(envelopes) < 2 or not _deliver_together(task, subscriber, envelopes):
-        retry, error = _deliver_singly(task, subscriber, envelopes)
+        retry, error, _ = _deliver_singly(task, subscriber, envelopes)
     # Last, so that a dead-letter queue that cannot be written holds up no good event.
     for raw, reason in unusable:
         dead_letters.bury_unusable(task.app, subscriber.name, raw, reason)
@@ -118,7 +118,7 @@ def _deliver_batch(
             return True
         try:
             with telemetry.span(names.ATTEMPT, task.name, {names.ATTEMPT_NUMBER: retries + 1}):
-                strangers = attempt(subscriber, batch, retries)
+                _, strangers = attempt(subscriber, batch, retries)
         except subscriber.pause_on as error:
             gate.outage(subscriber, batch, error)
             return True
@@ -135,24 +135,32 @@ def _deliver_batch(
     return True
 
 
+class _Outcome(NamedTuple):
+    """Of one envelope: what follows its failure, and the failure; or that this delivered it."""
+
+    retry: RetryAfter | None = None
+    error: Exception | None = None
+    delivered: bool = False
+
+
 def _deliver_singly(
     task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
-) -> tuple[RetryAfter | None, Exception | None]:
+) -> _Outcome:
     """Each by itself, in its own transaction; several wait for the disk once, together.
 
     Returns:
-        What follows the last one's failure, and the failure.
+        The last one's outcome.
     """
     relaxed = subscriber.wants_session and len(envelopes) > 1
-    retry, error = None, None
+    outcome = _Outcome()
     unsure: dict[str, Envelope] = {}
     for raw, envelope in envelopes.items():
-        retry, error = _deliver_one(task, subscriber, raw, envelope, relaxed=relaxed)
-        if error is None:
+        outcome = _deliver_one(task, subscriber, raw, envelope, relaxed=relaxed)
+        if outcome.delivered:
             unsure[raw] = envelope
     if relaxed and unsure:
         _make_sure(task, subscriber, unsure)
-    return retry, error
+    return outcome
 
 
 def _make_sure(
@@ -173,31 +181,31 @@ def _make_sure(
 
 def _deliver_one(
     task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope, *, relaxed: bool
-) -> tuple[RetryAfter | None, Exception | None]:
+) -> _Outcome:
     retries = task.request.retries
     try:
         if not gate.may_call(subscriber, [envelope]):
-            return None, None
+            return _Outcome()
         deaths = gate.count_death(subscriber, envelope) if _is_redelivered(task) else 0
         if deaths >= subscriber.retry_policy.max_deaths:
             lost = WorkerLostError("each worker that had this event was lost")
-            return fail(task, subscriber, raw, retries, lost, deaths=deaths), lost
+            return _Outcome(fail(task, subscriber, raw, retries, lost, deaths=deaths), lost)
         try:
             number, its = {names.ATTEMPT_NUMBER: retries + 1}, telemetry.in_hand(raw).traceparent
             with telemetry.span(names.ATTEMPT, task.name, number, its):
-                strangers = attempt(subscriber, [envelope], retries, relaxed=relaxed)
+                delivered, strangers = attempt(subscriber, [envelope], retries, relaxed=relaxed)
         except subscriber.pause_on as error:
             gate.outage(subscriber, [envelope], error)
-            return None, None
+            return _Outcome()
     except LedgerAway as away:
-        return wait_for_ledger(task, [raw], away, retries), away
+        return _Outcome(wait_for_ledger(task, [raw], away, retries), away)
     except Exception as error:  # noqa: BLE001 - whatever the handler raises
         gate.called(subscriber)
-        return fail(task, subscriber, raw, retries, error), error
+        return _Outcome(fail(task, subscriber, raw, retries, error), error)
     gate.called(subscriber)
     gate.ended(subscriber, [envelope])
     _bury_strangers(task, {raw: envelope}, strangers)
-    return None, None
+    return _Outcome(delivered=bool(delivered))
 
 
 def _is_redelivered(task: Task[Any, Any]) -> bool:

@@ -100,14 +100,14 @@ class Dispatcher:
                 self._dispatch(ids[start : start + MAX_IDS])
 
     def _gather(self, first: _Committed | None) -> tuple[list[int], bool]:
-        """All ids that wait, as far as one task may have them; and whether that was the end."""
+        """All ids that wait; and whether that was the end."""
         ids: list[int] = []
         modules: list[str] = []
         each = first
         while each is not None:
             ids += each[0]
             modules += each[1]
-            if len(ids) >= MAX_IDS or self._waiting.empty():
+            if self._waiting.empty():
                 break
             each = self._waiting.get()
         _count(modules)

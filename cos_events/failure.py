@@ -92,12 +92,12 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
 def wait_for_ledger(
     task: Task[Any, Any], raws: Iterable[str], away: Exception, retries: int
 ) -> RetryAfter:
-    """PostgreSQL is away: copies of these come back in a while, as if nothing had been tried.
+    """PostgreSQL is away, or was: copies of these come in a while, as if nothing had been tried.
 
     Raises:
         Reject: the broker did not take the copies.
     """
-    logger.warning("%s: PostgreSQL is away, its events wait: %s", task.name, away)
+    logger.warning("%s: PostgreSQL failed, its events come again: %s", task.name, away)
     for raw in raws:
         telemetry.in_hand(raw).fail(away)
         _send_again(task, raw, LEDGER_AWAY_DELAY, retries)

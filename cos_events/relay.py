@@ -31,7 +31,6 @@ from cos_events.store import redelivery, subscriptions
 from cos_events.store.backfill import backfill
 from cos_events.store.engine import get_engine, wait_at_most
 from cos_events.store.redelivery import Snapshot
-from cos_events.subscription import Subscription
 
 BACKFILL_SIZE = 10_000
 """The most events of a new subscription's history that are held at a time."""
@@ -76,9 +75,10 @@ class Redelivery:
             BroadcastError: the broker does not answer, or did not take it; it is due again later.
         """
         with self._engine.begin() as connection:
-            self._look_ahead(redelivery.snapshot(connection))
-            known = subscriptions.load(connection)
-        return sum(self._sweep_one(subscription) for subscription in known)
+            now = redelivery.snapshot(connection)
+            self._look_ahead(now)
+            names = redelivery.worth_a_look(connection, now.last_id, self._after)
+        return sum(self._sweep_one(name) for name in names)
 
     def _look_ahead(self, now: Snapshot) -> None:
         if self._seen and now.oldest_running >= self._seen.next_transaction:
@@ -86,8 +86,7 @@ class Redelivery:
             self._seen = None
         self._seen = self._seen or now
 
-    def _sweep_one(self, subscription: Subscription) -> int:
-        name = subscription.name
+    def _sweep_one(self, name: str) -> int:
         with self._engine.begin() as connection:
             if not subscriptions.lock(connection, name, wait=False):
                 return 0

@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     )
     """The largest envelope that is recorded, in bytes of its JSON."""
     wake_interval: float = Field(default=0.003, ge=0, le=1, alias="COS_EVENTS_WAKE_INTERVAL")
-    """Seconds from one wake-up of the publisher to the next; commits in between share it."""
+    """Seconds from one wake-up that a process sends to its next; its commits meanwhile share it."""
     relay_interval: Seconds = Field(default=1.0, alias="COS_EVENTS_RELAY_INTERVAL")
     """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
     redeliver_after: Seconds = Field(default=60.0, alias="COS_EVENTS_REDELIVER_AFTER")

@@ -191,11 +191,12 @@ def frozen() -> Callable[[embedded.EmbeddedValkey], AbstractContextManager[None]
 
     @contextmanager
     def freeze(server: embedded.EmbeddedValkey) -> Iterator[None]:
-        os.kill(server.pid or 0, signal.SIGSTOP)
+        assert server.pid
+        os.kill(server.pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            os.kill(server.pid or 0, signal.SIGCONT)
+            os.kill(server.pid, signal.SIGCONT)
 
     return freeze
 

@@ -76,11 +76,12 @@ class RabbitMQWire:
             self._open()
             yield
             self._await_confirms()
-        except BaseException as error:
-            # However it ended: half a frame may be on its way, which nothing may follow.
+        except Exception as error:
             self.close()
-            if isinstance(error, Exception):
-                raise BroadcastError(f"RabbitMQ did not take {what}: {error}") from error
+            raise BroadcastError(f"RabbitMQ did not take {what}: {error}") from error
+        except BaseException:
+            # Half a frame may be on its way, which nothing may follow.
+            self.close()
             raise
 
     def _open(self) -> None:

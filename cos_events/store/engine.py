@@ -96,15 +96,6 @@ _autocommit_engine = PerProcess(
 )
 
 
-def _read_own_wait() -> str:
-    with _engine.get().connect() as connection:
-        return str(connection.scalar(text("SHOW synchronous_commit")))
-
-
-_own_wait = PerProcess(_read_own_wait)
-"""What PostgreSQL's commits wait for if nobody says otherwise, as it said when first asked."""
-
-
 def get_engine() -> Engine:
     """The engine on `DATABASE_URL`, made on first use in each process."""
     return _engine.get()
@@ -141,8 +132,11 @@ def is_relaxed(bind: Engine | Connection) -> bool:
 
 def wait_when_committing(session: Session) -> None:
     """Let a relaxed connection's transaction wait after all, as PostgreSQL's others do."""
+    # Asked each time: the setting may be changed while a worker runs.
+    with _engine.get().connect() as connection:
+        own = connection.scalar(text("SHOW synchronous_commit"))
     session.connection().execute(
-        text("SELECT set_config('synchronous_commit', :own, true)"), {"own": _own_wait.get()}
+        text("SELECT set_config('synchronous_commit', :own, true)"), {"own": own}
     )
 
 
@@ -183,7 +177,6 @@ def wait_at_most(connection: Connection, milliseconds: int) -> None:
 
 def reset() -> None:
     """Close this process's engines; the next use reads `DATABASE_URL` again."""
-    _own_wait.reset()
     for each in (_engine, _autocommit_engine, _relaxed_engine):
         if (engine := each.reset()) is not None:
             engine.dispose()

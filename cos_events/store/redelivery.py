@@ -33,6 +33,11 @@ RECENT = 1_000
 """How many of the newest events are looked at to see how far a subscription has come."""
 
 
+AHEAD = 1_000
+"""So many ids above its watermark a subscription is looked at though none can be overdue: what asks
+how far it is behind (`cos-events status`, metrics) reads all above."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Which outbox ids had been given out at one moment, and which transactions had begun.
@@ -59,6 +64,41 @@ def snapshot(connection: Connection) -> Snapshot:
         )
     ).one()
     return Snapshot(last_id or 0, following, oldest)
+
+
+def worth_a_look(connection: Connection, last_id: int, overdue: timedelta) -> Sequence[str]:
+    """The subscriptions of which a sweep may find something, or should move the watermark.
+
+    One statement for all: to look at one takes ten, and almost always there is nothing.
+
+    Args:
+        connection: on the bus's database.
+        last_id: the newest outbox id.
+        overdue: after publication, or a retry's time, until an event counts as lost.
+    """
+    next_recorded_at = (
+        select(OutboxRow.recorded_at)
+        .where(OutboxRow.id > SubscriptionRow.settled_through)
+        .order_by(OutboxRow.id)
+        .limit(1)
+        .correlate(SubscriptionRow)
+        .scalar_subquery()
+    )
+    return connection.scalars(
+        select(SubscriptionRow.name)
+        .where(
+            or_(
+                SubscriptionRow.backfill_until.is_not(None),
+                SubscriptionRow.settled_through + AHEAD <= last_id,
+                next_recorded_at < func.now() - overdue,
+                there_is(
+                    DeliveryRow.subscription == SubscriptionRow.name,
+                    *_is_late(overdue),
+                ),
+            )
+        )
+        .order_by(SubscriptionRow.name)
+    ).all()
 
 
 def watermark(connection: Connection, subscription: str) -> int:
@@ -216,11 +256,11 @@ def take_late_retries(
 
 
 def _late(subscription: str, late: timedelta) -> tuple[ColumnElement[bool], ...]:
-    return (
-        DeliveryRow.subscription == subscription,
-        DeliveryRow.state == "retrying",
-        DeliveryRow.next_attempt_at < func.now() - late,
-    )
+    return DeliveryRow.subscription == subscription, *_is_late(late)
+
+
+def _is_late(late: timedelta) -> tuple[ColumnElement[bool], ...]:
+    return DeliveryRow.state == "retrying", DeliveryRow.next_attempt_at < func.now() - late
 
 
 def wanted() -> ColumnElement[bool]:

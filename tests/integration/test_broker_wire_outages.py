@@ -206,11 +206,15 @@ def test_a_wire_that_is_interrupted_in_the_middle_of_a_message_begins_anew(
     wire.send([event(wanting, 1)], [wanting])
     batch = [event(wanting, n, size=100_000) for n in range(200)]
     before = signal.signal(signal.SIGUSR1, interrupt)
+    here = threading.get_ident()
+    timer = threading.Timer(WIRE_TIMEOUT / 2, signal.pthread_kill, [here, signal.SIGUSR1])
     try:
         with outages.frozen(), pytest.raises(KeyboardInterrupt):
-            threading.Timer(WIRE_TIMEOUT / 2, signal.raise_signal, [signal.SIGUSR1]).start()
+            timer.start()
             wire.send(batch, [wanting])
     finally:
+        timer.cancel()
+        timer.join()
         signal.signal(signal.SIGUSR1, before)
     last = event(wanting, 2)
     wire.send([last], [wanting])

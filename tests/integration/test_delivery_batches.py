@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.contrib.testing.worker import start_worker
 from celery.exceptions import Ignore, Retry
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope
+from cos_events.broadcast import Copy, send_to_queue
 from cos_events.broker import body_of
 from cos_events.recording import make_envelope
 
@@ -55,6 +59,18 @@ def test_a_batch_is_one_call_without_the_events_that_were_had_already(bus: Bus) 
     assert bus.run(name, raws[1], raws[2], raws[3], raws[2]) == "SUCCESS"
     assert calls == [[0, 1], [2, 3]]
     assert [bus.state(name, raw) for raw in raws] == ["delivered"] * 4
+
+
+def test_each_process_of_a_worker_has_a_batch(bus: Bus, eventually: Callable[..., None]) -> None:
+    together = threading.Barrier(4)
+    name = bus.declare(lambda messages: together.wait(timeout=10), batch_size=10, batch_timeout=30)
+    raws = [bus.record(n=n) for n in range(40)]
+    send_to_queue(name, [Copy(raw) for raw in raws])
+    bus.app.conf.worker_prefetch_multiplier = 1
+    options = {"pool": "threads", "concurrency": 4, "perform_ping_check": False}
+    with start_worker(bus.app, queues=[name], loglevel="WARNING", **options):
+        eventually(lambda: {bus.state(name, raw) for raw in raws} == {"delivered"})
+    assert not together.broken
 
 
 @pytest.mark.parametrize("error", [Ignore(), Retry()])

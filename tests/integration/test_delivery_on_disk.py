@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from kombu.message import Message
 from outages import postgres_away
-from sqlalchemy import Connection, Engine, event, make_url
+from sqlalchemy import Connection, Engine, event, make_url, text
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, delivery, record_event
@@ -143,7 +144,8 @@ def postgres(environment: Callable[..., None]) -> Iterator[EmbeddedPostgres]:
 
 def crash(postgres: EmbeddedPostgres) -> None:
     """And come back; whoever asks it next connects anew."""
-    os.kill(postgres.pid or 0, signal.SIGQUIT)
+    assert postgres.pid
+    os.kill(postgres.pid, signal.SIGQUIT)
     postgres.stop()
     postgres.start()
     get_engine().dispose()
@@ -179,6 +181,28 @@ def test_what_postgresql_lost_while_the_task_went_on_comes_again(
     queued: list[Message] = []
     eventually(lambda: queued.extend(bus.queued(name)) or len(queued) >= 2)
     assert {message.payload[0][0][0] for message in queued} == set(raws[:2])
+
+
+def test_what_a_task_has_left_alone_it_does_not_send_again(bus: Bus, database: Engine) -> None:
+    def handle(message: Envelope, session: Session) -> None:
+        # Meanwhile the other one's retry is due; its copy is on the broker.
+        session.execute(text("SELECT pg_sleep(0.5)"))
+
+    name = bus.declare(handle)
+    waits, other = (bus.record(n=n) for n in range(2))
+    with database.begin() as connection:
+        deliveries.note_failure(
+            connection,
+            name,
+            Envelope.decode(waits).base_log_id,
+            state="retrying",
+            attempts=1,
+            error="gone",
+            next_attempt_at=datetime.now(UTC) + timedelta(seconds=0.5),
+        )
+    bus.run(name, waits, other)
+    assert [bus.state(name, raw) for raw in (waits, other)] == ["retrying", "delivered"]
+    assert bus.queued(name) == []
 
 
 def test_when_that_wait_fails_all_of_them_come_again_and_nothing_happens_twice(

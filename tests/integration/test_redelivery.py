@@ -42,6 +42,12 @@ def subscription(
 
 
 @pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep looks at whatever is above a watermark."""
+    monkeypatch.setattr(redelivery, "AHEAD", 1)
+
+
+@pytest.fixture
 def relay(database: Engine, subscription: Subscription) -> Iterator[Redelivery]:
     """A relay for which a minute is long."""
     return Redelivery(database, make_wire(), after=60.0)
@@ -59,11 +65,12 @@ def record(engine: Engine, count: int = 1, event_type: str = "event_log") -> lis
 
 def published(engine: Engine, event_ids: list[UUID], ago: float) -> None:
     """Let these have been published so many seconds ago, by a publisher whose copies were lost."""
+    then = datetime.now(UTC) - timedelta(seconds=ago)
     with engine.begin() as connection:
         connection.execute(
             update(OutboxRow)
             .where(OutboxRow.event_id.in_(event_ids))
-            .values(published_at=datetime.now(UTC) - timedelta(seconds=ago))
+            .values(recorded_at=then, published_at=then)
         )
 
 
@@ -200,6 +207,7 @@ def test_nothing_is_noted_or_sent_while_the_broker_is_away(
     assert taken_from(subscription.name) == [(lost[0], 0)]
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_the_watermark_follows_the_deliveries_and_stops_at_the_first_gap(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:
@@ -213,6 +221,33 @@ def test_the_watermark_follows_the_deliveries_and_stops_at_the_first_gap(
     assert watermark(database, subscription.name) == 10
 
 
+def test_a_subscription_is_left_alone_until_something_of_it_can_be_overdue_or_it_is_far_behind(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    had = record(database, 2)
+    published(database, had, ago=30)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, had, 1)
+
+    def through(_number: int) -> int:
+        relay.sweep()
+        return watermark(database, subscription.name)
+
+    assert [*map(through, range(3))] == [0, 0, 0]
+    published(database, had[:1], ago=61)
+    assert [*map(through, range(2))][-1] == 2
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, record(database), 1)
+    monkeypatch.setattr(redelivery, "AHEAD", 2)
+    assert [*map(through, range(3))][-1] == 2
+    monkeypatch.setattr(redelivery, "AHEAD", 1)
+    assert [*map(through, range(3))][-1] == 3
+
+
+@pytest.mark.usefixtures("few_are_many")
 def test_a_sweep_looks_at_so_many_events_and_the_next_goes_on_behind_them(
     database: Engine,
     subscription: Subscription,
@@ -237,6 +272,7 @@ def test_a_sweep_looks_at_so_many_events_and_the_next_goes_on_behind_them(
     assert [relay.sweep() for _ in range(2)].count(1) == 1
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_a_relay_that_was_away_looks_at_many_events_in_a_sweep(
     database: Engine,
     subscription: Subscription,
@@ -256,6 +292,7 @@ def test_a_relay_that_was_away_looks_at_many_events_in_a_sweep(
     assert (before, watermark(database, subscription.name)) == (0, 7)
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_the_watermark_waits_for_a_transaction_that_commits_late_with_a_low_number(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:

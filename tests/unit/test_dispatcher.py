@@ -91,6 +91,7 @@ def test_commits_within_the_interval_share_a_call_and_closing_does_not_wait_for_
     made.wake([0])
     assert send.entered.acquire(timeout=10)
     made.wake([1])
+    assert not send.entered.acquire(timeout=0.1)
     made.wake([2, 3])
     made.close(timeout=10)
     assert send.calls == [[0], [1, 2, 3]]
