@@ -4,7 +4,7 @@ A broadcast carries the plain envelope. Here it becomes an execution of its subs
 task without a second trip over the broker, so that acknowledging the task acknowledges the
 delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
 this touches is in this file:
-`Consumer.create_task_handler`, `on_decode_error`, `initial_prefetch_count`, `timer` and
+`Consumer.create_task_handler`, `on_decode_error`, `initial_prefetch_count`, `controller`, `timer` and
 `task_buckets`' strategies stay Celery's own.
 """
 
@@ -111,7 +111,7 @@ class DeliveryStep(bootsteps.StartStopStep):
         consumer.create_task_handler = self._create_task_handler
         consumer.on_decode_error = self._undecodable
         # Only what the broker has handed out can be gathered: a batch for each process.
-        batches = max(2, consumer.pool.num_processes)
+        batches = max(2, consumer.controller.concurrency)
         consumer.initial_prefetch_count = max(
             consumer.initial_prefetch_count,
             batches * sum(s.batch_size for s in self._subscribers.values() if s.batch_size > 1),
