@@ -3,9 +3,8 @@
 A broadcast carries the plain envelope. Here it becomes an execution of its subscription's Celery
 task without a second trip over the broker, so that acknowledging the task acknowledges the
 delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
-this touches is in this file:
-`Consumer.create_task_handler`, `on_decode_error`, `initial_prefetch_count`, `controller`, `timer` and
-`task_buckets`' strategies stay Celery's own.
+this touches is in this file: `Consumer.create_task_handler`, `on_decode_error`,
+`initial_prefetch_count`, `controller`, `timer` and `task_buckets`' strategies stay Celery's own.
 """
 
 from __future__ import annotations
