@@ -1,13 +1,12 @@
 """Both servers together: what they promise while they run, and what is left when they end."""
 
-import json
 import os
 import signal
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,9 +17,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey, reap_orphans, running, servers
+from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey, running, servers
 from cos_events.embedded import process as processes
-from cos_events.embedded.ownership import NOTE, read_owner
 from cos_events.errors import EmbeddedServerError
 
 from .conftest import ROOT, OwnerProcess, eventually, servers_in
@@ -155,86 +153,6 @@ with servers() as here:
         check=True,
     )
     assert done.stdout == "answers\n"
-
-
-def test_the_servers_of_a_killed_owner_are_reaped_by_the_next_start(
-    place: Path, owner: StartOwner
-) -> None:
-    killed = owner()
-    folder = killed.folder()
-    killed.end(signal.SIGKILL)
-    left = servers_in(folder)
-    assert left != []
-    with servers() as here:
-        assert not folder.exists()
-        assert servers_in(folder) == []
-        assert servers_in(here.folder) != []
-
-
-def test_reaping_counts_dead_owners_and_spares_live_ones(place: Path, owner: StartOwner) -> None:
-    live, killed = owner(), owner()
-    kept, _ = live.folder(), killed.folder()
-    killed.end(signal.SIGKILL)
-    assert reap_orphans() == 1
-    assert reap_orphans() == 0
-    assert servers_in(kept) != []
-
-
-def test_an_owners_number_given_to_another_process_does_not_keep_its_servers_alive(
-    place: Path, owner: StartOwner
-) -> None:
-    killed = owner()
-    folder = killed.folder()
-    killed.end(signal.SIGKILL)
-    noted = read_owner(folder)
-    assert noted is not None
-    recycled = replace(noted, process=replace(noted.process, pid=os.getpid()))
-    (folder / NOTE).write_text(json.dumps(asdict(recycled)))
-    assert reap_orphans() == 1
-
-
-def test_a_foreign_process_with_a_servers_number_is_never_signalled(
-    place: Path, owner: StartOwner
-) -> None:
-    folder = place / "kept"
-    killed = owner(str(folder))
-    killed.folder()
-    killed.end(signal.SIGKILL)
-    for process in servers_in(folder):
-        process.kill()
-    eventually(lambda: servers_in(folder) == [])
-    with sleeper() as foreign:
-        for note in ("postgres/data/postmaster.pid", "valkey/data/valkey.pid"):
-            lines = (folder / note).read_text().splitlines()
-            (folder / note).write_text("\n".join([str(foreign.pid), *lines[1:]]))
-        with servers(folder) as here:
-            assert execute(here.database_url, "SELECT 1") == [(1,)]
-        assert foreign.poll() is None
-        foreign.kill()
-
-
-def test_an_owner_in_another_container_is_told_by_its_lock(place: Path, owner: StartOwner) -> None:
-    elsewhere = owner()
-    folder = elsewhere.folder()
-    noted = read_owner(folder)
-    assert noted is not None
-    unknown = replace(noted.process, pid=2**22 + 1)
-    (folder / NOTE).write_text(
-        json.dumps(asdict(replace(noted, namespace="pid:[1]", process=unknown)))
-    )
-    assert reap_orphans() == 0
-    elsewhere.end(signal.SIGKILL)
-    assert reap_orphans() == 1
-
-
-def test_another_users_folder_is_not_reaped(place: Path, owner: StartOwner) -> None:
-    killed = owner()
-    folder = killed.folder()
-    killed.end(signal.SIGKILL)
-    folder.chmod(0o777)
-    assert reap_orphans() == 0
-    folder.chmod(0o700)
-    assert reap_orphans() == 1
 
 
 def test_a_persistent_folder_keeps_rows_and_passwords(place: Path) -> None:
