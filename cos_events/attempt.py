@@ -11,6 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -19,7 +20,7 @@ from cos_events.envelope import Envelope
 from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
 from cos_events.store import deliveries
-from cos_events.store.engine import get_autocommit_engine, get_engine, get_relaxed_engine
+from cos_events.store.engine import get_autocommit_engine, get_engine
 from cos_events.telemetry import names
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class LedgerAway(Exception):
 
 
 def attempt(
-    subscriber: Subscriber, envelopes: list[Envelope], retries: int, *, relaxed: bool = False
+    subscriber: Subscriber, envelopes: list[Envelope], retries: int, engine: Engine | None = None
 ) -> tuple[Collection[UUID], set[UUID]]:
     """Call the handler for those of the envelopes that are due.
 
@@ -41,8 +42,8 @@ def attempt(
         subscriber: the subscription and its handler.
         envelopes: what one call is for.
         retries: how many there were before.
-        relaxed: the commit of the handler's session need not wait for the disk, unless it brings
-            new events: the caller waits, before anything is acknowledged.
+        engine: of the handler's session, if it takes one; by default one whose commits wait for the
+            disk.
 
     Returns:
         The ids among them that are delivered by this; and those that were never recorded in this
@@ -56,8 +57,7 @@ def attempt(
     ids = by_id.keys()
     name, attempts = subscriber.name, retries + 1
     if subscriber.wants_session:
-        engine = get_relaxed_engine() if relaxed else get_engine()
-        with _unless_lost(), Session(engine) as session, session.begin():
+        with _unless_lost(), Session(engine or get_engine()) as session, session.begin():
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
             settled_at = monotonic()

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from cos_events import telemetry
 from cos_events.dispatcher import wake
-from cos_events.store.engine import is_relaxed, wait_when_committing
+from cos_events.store.engine import wait_when_committing
 from cos_events.store.models import OutboxRow
 from cos_events.telemetry import names
 
@@ -62,10 +62,9 @@ def _after_flush(session: Session, _context: UOWTransaction) -> None:
     transaction = session.get_nested_transaction() or session.get_transaction()
     if rows and transaction is not None:
         recorded.rows.setdefault(transaction, []).extend(rows)
-        if is_relaxed(session.get_bind(OutboxRow)):
-            # They are broadcast at once: a crash of PostgreSQL must not take them back. Whoever
-            # commits has come by here; a SAVEPOINT takes this back, and the rows.
-            wait_when_committing(session)
+        # They are broadcast at once: a crash of PostgreSQL must not take them back. Whoever
+        # commits has come by here; a SAVEPOINT takes this back, and the rows.
+        wait_when_committing(session, session.get_bind(OutboxRow))
 
 
 @event.listens_for(Session, "after_commit")

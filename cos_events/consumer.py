@@ -4,7 +4,8 @@ A broadcast carries the plain envelope. Here it becomes an execution of its subs
 task without a second trip over the broker, so that acknowledging the task acknowledges the
 delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
 this touches is in this file: `Consumer.create_task_handler`, `on_decode_error`,
-`initial_prefetch_count`, `controller`, `timer` and `task_buckets`' strategies stay Celery's own.
+`initial_prefetch_count`, `controller`, `pool`, `timer` and `task_buckets`' strategies stay
+Celery's own.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
 
 WAKE_UPS_IN_HAND = 100
 """The least prefetch of a publisher: so many wake-ups may share one task."""
+
+MAX_PREFETCH = 10_000
+"""The most messages in hand for the sake of batches. (AMQP and Celery count to 65,535.)"""
 
 
 class DeliveryRequest(Request):
@@ -109,12 +113,22 @@ class DeliveryStep(bootsteps.StartStopStep):
         self._on_decode_error = consumer.on_decode_error
         consumer.create_task_handler = self._create_task_handler
         consumer.on_decode_error = self._undecodable
-        # Only what the broker has handed out can be gathered: a batch for each process.
-        batches = max(2, consumer.controller.concurrency)
+        # Only what the broker has handed out can be gathered.
         consumer.initial_prefetch_count = max(
             consumer.initial_prefetch_count,
-            batches * sum(s.batch_size for s in self._subscribers.values() if s.batch_size > 1),
+            min(self._batches(), MAX_PREFETCH),
             WAKE_UPS_IN_HAND if is_publisher(consumer) else 0,
+        )
+
+    def _batches(self) -> int:
+        """The messages of a batch for each process; two for what is not consumed from the start."""
+        consumer = self._consumer
+        processes = consumer.controller.max_concurrency or consumer.pool.limit
+        consumed = consumer.app.amqp.queues.consume_from
+        return sum(
+            max(2, processes if each.name in consumed else 0) * each.batch_size
+            for each in self._subscribers.values()
+            if each.batch_size > 1
         )
 
     def start(self, consumer: Any) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from celery.exceptions import Retry, WorkerLostError
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import dead_letters, gate, telemetry
 from cos_events.attempt import LedgerAway, attempt, call, due_of, settle
@@ -16,7 +19,7 @@ from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail, wait_for_ledger
 from cos_events.retry import RetryAfter
-from cos_events.store.engine import wait_for_disk
+from cos_events.store.engine import get_handlers_engine, wait_for_disk
 from cos_events.task_message import REDELIVERED
 from cos_events.telemetry import names
 
@@ -151,14 +154,18 @@ def _deliver_singly(
     Returns:
         The last one's outcome.
     """
-    relaxed = subscriber.wants_session and len(envelopes) > 1
+    engine = None
+    if subscriber.wants_session and len(envelopes) > 1:
+        # Without it each finds out for itself what is wrong.
+        with suppress(SQLAlchemyError):
+            engine = get_handlers_engine()
     outcome = _Outcome()
     unsure: dict[str, Envelope] = {}
     for raw, envelope in envelopes.items():
-        outcome = _deliver_one(task, subscriber, raw, envelope, relaxed=relaxed)
+        outcome = _deliver_one(task, subscriber, raw, envelope, engine)
         if outcome.delivered:
             unsure[raw] = envelope
-    if relaxed and unsure:
+    if engine and unsure:
         _make_sure(task, subscriber, unsure)
     return outcome
 
@@ -180,7 +187,11 @@ def _make_sure(
 
 
 def _deliver_one(
-    task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope, *, relaxed: bool
+    task: Task[Any, Any],
+    subscriber: Subscriber,
+    raw: str,
+    envelope: Envelope,
+    engine: Engine | None,
 ) -> _Outcome:
     retries = task.request.retries
     try:
@@ -193,7 +204,7 @@ def _deliver_one(
         try:
             number, its = {names.ATTEMPT_NUMBER: retries + 1}, telemetry.in_hand(raw).traceparent
             with telemetry.span(names.ATTEMPT, task.name, number, its):
-                delivered, strangers = attempt(subscriber, [envelope], retries, relaxed=relaxed)
+                delivered, strangers = attempt(subscriber, [envelope], retries, engine)
         except subscriber.pause_on as error:
             gate.outage(subscriber, [envelope], error)
             return _Outcome()

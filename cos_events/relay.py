@@ -77,8 +77,8 @@ class Redelivery:
         with self._engine.begin() as connection:
             now = redelivery.snapshot(connection)
             self._look_ahead(now)
-            names = redelivery.worth_a_look(connection, now.last_id, self._after)
-        return sum(self._sweep_one(name) for name in names)
+            looked_at = redelivery.worth_a_look(connection, now.last_id, self._after)
+        return sum(self._sweep_one(name, late=late) for name, late in looked_at)
 
     def _look_ahead(self, now: Snapshot) -> None:
         if self._seen and now.oldest_running >= self._seen.next_transaction:
@@ -86,18 +86,20 @@ class Redelivery:
             self._seen = None
         self._seen = self._seen or now
 
-    def _sweep_one(self, name: str) -> int:
+    def _sweep_one(self, name: str, *, late: bool) -> int:
         with self._engine.begin() as connection:
             if not subscriptions.lock(connection, name, wait=False):
                 return 0
             missing: Sequence[Row[int, bool, bool]] = ()
             if not backfill(connection, name, self._horizon, BACKFILL_SIZE):
                 missing = self._look(connection, name)
+        if not late and not any(overdue for _, overdue, _ in missing):
+            return 0
         # In a transaction of its own: what follows may wait for a handler's.
         with self._engine.begin() as connection:
             if not subscriptions.lock(connection, name, wait=False):
                 return 0
-            again = self._take(connection, name, missing)
+            again = self._take(connection, name, missing, late=late)
         if not again:
             return 0
         # Noted first: a relay that dies in between leaves a delay, not a flood of copies.
@@ -124,12 +126,14 @@ class Redelivery:
         return missing
 
     def _take(
-        self, connection: Connection, name: str, missing: Sequence[Row[int, bool, bool]]
+        self,
+        connection: Connection,
+        name: str,
+        missing: Sequence[Row[int, bool, bool]],
+        *,
+        late: bool,
     ) -> list[Copy]:
         overdue = [each[0] for each in missing if each[1]]
-        late = redelivery.has_late_retries(connection, name, self._after)
-        if not (overdue or late):
-            return []
         depths = depths_of([name])
         lost = [each[0] for each in missing if each[2]] if depths.get(name) else overdue
         again: list[Row[str, int, str | None]] = []

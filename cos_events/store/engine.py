@@ -23,8 +23,8 @@ from cos_events.telemetry import trace_statements
 
 logger = logging.getLogger(__name__)
 
-_RELAXED = "cos_events_relaxed"
-"""Among the execution options of the engines whose commits do not wait for the disk."""
+_OWN_WAIT = "cos_events_own_wait"
+"""The execution option that says what PostgreSQL's commits wait for by themselves."""
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
@@ -84,7 +84,7 @@ def _connect_relaxed(
 
 
 def _make_relaxed_engine(**options: Any) -> Engine:
-    engine = make_engine(get_settings().database_url, execution_options={_RELAXED: True}, **options)
+    engine = make_engine(get_settings().database_url, **options)
     event.listen(engine, "do_connect", _connect_relaxed)
     return engine
 
@@ -125,19 +125,28 @@ def wait_for_disk() -> None:
         connection.execute(text("SELECT pg_logical_emit_message(true, 'cos_events', '')"))
 
 
-def is_relaxed(bind: Engine | Connection) -> bool:
-    """Whether commits here do not wait for the disk by themselves."""
-    return bool(bind.get_execution_options().get(_RELAXED))
+def get_handlers_engine() -> Engine:
+    """The relaxed engine, for handlers' sessions: what records new events waits all the same.
 
-
-def wait_when_committing(session: Session) -> None:
-    """Let a relaxed connection's transaction wait after all, as PostgreSQL's others do."""
-    # Asked each time: the setting may be changed while a worker runs.
+    For as long as PostgreSQL says now: it is asked here, since within a handler's transaction it
+    would take a second connection.
+    """
     with _engine.get().connect() as connection:
         own = connection.scalar(text("SHOW synchronous_commit"))
-    session.connection().execute(
-        text("SELECT set_config('synchronous_commit', :own, true)"), {"own": own}
-    )
+    return _relaxed_engine.get().execution_options(**{_OWN_WAIT: own})
+
+
+def wait_when_committing(session: Session, bind: Engine | Connection) -> None:
+    """Let the transaction of a handler's relaxed session wait after all; harmless on another's.
+
+    Args:
+        session: in a transaction.
+        bind: what it is bound to.
+    """
+    if own := bind.get_execution_options().get(_OWN_WAIT):
+        session.connection().execute(
+            text("SELECT set_config('synchronous_commit', :own, true)"), {"own": own}
+        )
 
 
 def lacks_tables(error: DBAPIError) -> bool:

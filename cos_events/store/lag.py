@@ -47,7 +47,8 @@ class Lag:
 def lags(connection: Connection) -> list[Lag]:
     """How far each subscription is behind, by name.
 
-    What it has had costs nothing, however much that is: the relay's watermark is behind it.
+    What it has had costs little, however much that is: the relay's watermark is behind it, but for
+    the last of them (`redelivery.AHEAD`).
     """
     found = {row.name: Lag(*row) for row in connection.execute(_without_delivery())}
     for name, state, events, seconds in connection.execute(_unfinished()):

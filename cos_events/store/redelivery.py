@@ -11,7 +11,6 @@ from sqlalchemy import (
     Connection,
     Row,
     and_,
-    exists,
     false,
     func,
     literal,
@@ -66,7 +65,9 @@ def snapshot(connection: Connection) -> Snapshot:
     return Snapshot(last_id or 0, following, oldest)
 
 
-def worth_a_look(connection: Connection, last_id: int, overdue: timedelta) -> Sequence[str]:
+def worth_a_look(
+    connection: Connection, last_id: int, overdue: timedelta
+) -> Sequence[Row[str, bool]]:
     """The subscriptions of which a sweep may find something, or should move the watermark.
 
     One statement for all: to look at one takes ten, and almost always there is nothing.
@@ -75,6 +76,9 @@ def worth_a_look(connection: Connection, last_id: int, overdue: timedelta) -> Se
         connection: on the bus's database.
         last_id: the newest outbox id.
         overdue: after publication, or a retry's time, until an event counts as lost.
+
+    Returns:
+        For each its name; and whether there are retries whose time is so long over.
     """
     next_recorded_at = (
         select(OutboxRow.recorded_at)
@@ -84,17 +88,20 @@ def worth_a_look(connection: Connection, last_id: int, overdue: timedelta) -> Se
         .correlate(SubscriptionRow)
         .scalar_subquery()
     )
-    return connection.scalars(
-        select(SubscriptionRow.name)
+    late = there_is(
+        DeliveryRow.subscription == SubscriptionRow.name,
+        DeliveryRow.state == "retrying",
+        DeliveryRow.next_attempt_at < func.now() - overdue,
+    )
+    return connection.execute(
+        select(SubscriptionRow.name, late)
         .where(
             or_(
                 SubscriptionRow.backfill_until.is_not(None),
                 SubscriptionRow.settled_through + AHEAD <= last_id,
-                next_recorded_at < func.now() - overdue,
-                there_is(
-                    DeliveryRow.subscription == SubscriptionRow.name,
-                    *_is_late(overdue),
-                ),
+                # One from the future is of a clock that was wrong, and says nothing of the next.
+                ~next_recorded_at.between(func.now() - overdue, func.clock_timestamp()),
+                late,
             )
         )
         .order_by(SubscriptionRow.name)
@@ -223,18 +230,17 @@ def note_sent_again(
     ).all()
 
 
-def has_late_retries(connection: Connection, subscription: str, late: timedelta) -> bool:
-    """Whether there are retries whose time is long over."""
-    return bool(connection.scalar(select(exists().where(*_late(subscription, late)))))
-
-
 def take_late_retries(
     connection: Connection, subscription: str, late: timedelta, limit: int
 ) -> Sequence[Row[str, int, str | None]]:
     """Retries whose time is long over, due again after `late`; as `note_sent_again`."""
     due = (
         select(DeliveryRow.event_id)
-        .where(*_late(subscription, late))
+        .where(
+            DeliveryRow.subscription == subscription,
+            DeliveryRow.state == "retrying",
+            DeliveryRow.next_attempt_at < func.now() - late,
+        )
         .order_by(DeliveryRow.next_attempt_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -253,14 +259,6 @@ def take_late_retries(
             OutboxRow.traceparent,
         )
     ).all()
-
-
-def _late(subscription: str, late: timedelta) -> tuple[ColumnElement[bool], ...]:
-    return DeliveryRow.subscription == subscription, *_is_late(late)
-
-
-def _is_late(late: timedelta) -> tuple[ColumnElement[bool], ...]:
-    return DeliveryRow.state == "retrying", DeliveryRow.next_attempt_at < func.now() - late
 
 
 def wanted() -> ColumnElement[bool]:

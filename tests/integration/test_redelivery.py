@@ -63,14 +63,23 @@ def record(engine: Engine, count: int = 1, event_type: str = "event_log") -> lis
         return [record_event(session, event_type, {"n": n}) for n in range(count)]
 
 
-def published(engine: Engine, event_ids: list[UUID], ago: float) -> None:
-    """Let these have been published so many seconds ago, by a publisher whose copies were lost."""
-    then = datetime.now(UTC) - timedelta(seconds=ago)
+def published(
+    engine: Engine, event_ids: list[UUID], ago: float, recorded: float | None = None
+) -> None:
+    """Let these have been published so many seconds ago, by a publisher whose copies were lost.
+
+    And recorded at that time, or so many seconds ago.
+    """
+    now = datetime.now(UTC)
+    before = ago if recorded is None else recorded
     with engine.begin() as connection:
         connection.execute(
             update(OutboxRow)
             .where(OutboxRow.event_id.in_(event_ids))
-            .values(recorded_at=then, published_at=then)
+            .values(
+                recorded_at=now - timedelta(seconds=before),
+                published_at=now - timedelta(seconds=ago),
+            )
         )
 
 
@@ -245,6 +254,28 @@ def test_a_subscription_is_left_alone_until_something_of_it_can_be_overdue_or_it
     assert [*map(through, range(3))][-1] == 2
     monkeypatch.setattr(redelivery, "AHEAD", 1)
     assert [*map(through, range(3))][-1] == 3
+
+
+def test_what_was_recorded_long_ago_and_published_just_now_is_lost_only_when_that_is_long_ago(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost = record(database)
+    published(database, lost, ago=30, recorded=3600)
+    assert [relay.sweep() for _ in range(3)] == [0, 0, 0]
+    published(database, lost, ago=61, recorded=3600)
+    assert relay.sweep() == 1
+
+
+def test_an_event_from_the_future_hides_none_that_is_lost_behind_it(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    from_the_future, lost = record(database, 2)
+    published(database, [from_the_future], ago=61, recorded=-3600)
+    published(database, [lost], ago=61)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, [from_the_future], 1)
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(lost, 0)]
 
 
 @pytest.mark.usefixtures("few_are_many")
