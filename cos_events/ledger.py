@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, or_,
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from cos_events.store import subscriptions
-from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.models import UNFINISHED, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
 CHUNK = 20_000
@@ -209,7 +209,7 @@ def unfinished(connection: Connection) -> dict[str, dict[str, int]]:
     """How many deliveries of each subscription are `retrying` and `dead`; cheap."""
     rows = connection.execute(
         select(DeliveryRow.subscription, DeliveryRow.state, func.count())
-        .where(DeliveryRow.state.in_(["held", "retrying", "dead"]))
+        .where(DeliveryRow.state.in_(UNFINISHED))
         .group_by(DeliveryRow.subscription, DeliveryRow.state)
     )
     found: dict[str, dict[str, int]] = {}

@@ -18,6 +18,7 @@ from cos_events.errors import ConfigurationError
 from cos_events.ledger import Backlog, backlog
 from cos_events.store.engine import get_engine
 from cos_events.store.lag import Lag, lags
+from cos_events.store.models import UNFINISHED
 from cos_events.telemetry import names
 from cos_events.topology import PUBLISH_QUEUE
 
@@ -104,7 +105,7 @@ def _read() -> Iterator[tuple[names.Metric, Sequence[str], float]]:
     yield names.OUTBOX_OLDEST, [], backlog.oldest_seconds
     for each in subscriptions:
         name = each.subscription
-        for state in ("held", "retrying", "dead"):
+        for state in UNFINISHED:
             yield names.DELIVERIES, [name, state], each.states.get(state, 0)
         yield names.LAG, [name], each.events
         yield names.LAG_SECONDS, [name], each.seconds

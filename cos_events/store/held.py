@@ -156,6 +156,7 @@ def blocked() -> ColumnElement[bool]:
         earlier.order_key == DeliveryRow.order_key,
         earlier.outbox_id < DeliveryRow.outbox_id,
         earlier.state.in_(["held", "retrying"]),
+        row=earlier,
     )
 
 

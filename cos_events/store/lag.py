@@ -11,7 +11,6 @@ from sqlalchemy import (
     Float,
     Select,
     cast,
-    exists,
     extract,
     func,
     select,
@@ -19,7 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.by_index import there_is
+from cos_events.store.models import UNFINISHED, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
 
@@ -67,12 +67,10 @@ def _without_delivery() -> Select[str, bool, bool, int, float]:
         .where(
             OutboxRow.id > SubscriptionRow.settled_through,
             wanted(),
-            ~exists()
-            .where(
+            ~there_is(
                 DeliveryRow.subscription == SubscriptionRow.name,
                 DeliveryRow.event_id == OutboxRow.event_id,
-            )
-            .correlate(SubscriptionRow, OutboxRow),
+            ),
         )
         .correlate(SubscriptionRow)
         .lateral("ahead")
@@ -98,7 +96,8 @@ def _unfinished() -> Select[str, str, int, float]:
             func.count().label("events"),
             func.min(DeliveryRow.outbox_id).label("outbox_id"),
         )
-        .where(DeliveryRow.state != "delivered")
+        # As the index has them: the others are all history.
+        .where(DeliveryRow.state.in_(UNFINISHED))
         .group_by(DeliveryRow.subscription, DeliveryRow.state)
         .subquery("first")
     )

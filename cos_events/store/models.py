@@ -26,6 +26,9 @@ DeliveryState = Literal["held", "retrying", "delivered", "dead", "discarded"]
 for the first time or again. `delivered`: had its effect. `dead`: waits for a person.
 `discarded`: a person has purged it; it never runs."""
 
+UNFINISHED: tuple[DeliveryState, ...] = ("held", "retrying", "dead")
+"""The states in which something is still to come, by somebody; an index knows these few rows."""
+
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
 """As `next_attempt_at` of a held delivery: due as soon as its queue has room, in outbox order."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, or_, select, tuple_, update
 
-from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.models import UNFINISHED, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
 UNTIL_RESUMED = datetime(9999, 12, 31, tzinfo=UTC)
@@ -48,7 +48,7 @@ def undelivered(connection: Connection, name: str) -> dict[str, int]:
         select(DeliveryRow.state, func.count())
         .where(
             DeliveryRow.subscription == name,
-            DeliveryRow.state.in_(["held", "retrying", "dead"]),
+            DeliveryRow.state.in_(UNFINISHED),
         )
         .group_by(DeliveryRow.state)
     )

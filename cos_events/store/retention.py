@@ -8,7 +8,13 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, func, or_, select, text, update
 
 from cos_events.store.by_index import there_is
-from cos_events.store.models import DeliveryRow, OutboxRow, RetentionRow, SubscriptionRow
+from cos_events.store.models import (
+    UNFINISHED,
+    DeliveryRow,
+    OutboxRow,
+    RetentionRow,
+    SubscriptionRow,
+)
 
 
 def try_alone(connection: Connection) -> bool:
@@ -43,7 +49,7 @@ def drop(connection: Connection, ids: Sequence[int]) -> int:
     lacks = there_is(
         DeliveryRow.subscription == func.any(names),
         DeliveryRow.event_id == OutboxRow.event_id,
-        DeliveryRow.state.in_(["held", "retrying", "dead"]),
+        DeliveryRow.state.in_(UNFINISHED),
     )
     dropped = connection.scalars(
         delete(OutboxRow)
