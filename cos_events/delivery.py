@@ -57,16 +57,15 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
         else:
             if subscriber.subscription.wants(envelope.source_module, envelope.event_type):
                 envelopes[raw] = envelope
-    retry: RetryAfter | None = None
-    error: Exception | None = None
+    outcome = _Outcome()
     if len(envelopes) < 2 or not _deliver_together(task, subscriber, envelopes):
-        retry, error, _ = _deliver_singly(task, subscriber, envelopes)
+        outcome = _deliver_singly(task, subscriber, envelopes)
     # Last, so that a dead-letter queue that cannot be written holds up no good event.
     for raw, reason in unusable:
         dead_letters.bury_unusable(task.app, subscriber.name, raw, reason)
-    if retry and len(raws) == 1:
-        when = datetime.now(UTC) + timedelta(seconds=retry.seconds)
-        raise Retry(exc=error, when=when)
+    if outcome.retry and len(raws) == 1:
+        when = datetime.now(UTC) + timedelta(seconds=outcome.retry.seconds)
+        raise Retry(exc=outcome.error, when=when)
 
 
 def _deliver_together(

@@ -28,7 +28,7 @@ from cos_events.store.redelivery import wanted
 KeyOf = Callable[[str], str]
 """Gives the key of an envelope's JSON."""
 
-_UNFINISHED = ("held", "retrying")
+_STILL_TO_RUN = ("held", "retrying")
 
 
 def alone(connection: Connection, name: str) -> None:
@@ -123,7 +123,7 @@ def _key_through(connection: Connection, name: str, outbox_id: int, key_of: KeyO
         .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
         .where(
             DeliveryRow.subscription == name,
-            DeliveryRow.state.in_(_UNFINISHED),
+            DeliveryRow.state.in_(_STILL_TO_RUN),
             DeliveryRow.order_key.is_(None),
             DeliveryRow.outbox_id <= outbox_id,
         )

@@ -31,7 +31,6 @@ SWEEP_SIZE = 10_000
 RECENT = 1_000
 """How many of the newest events are looked at to see how far a subscription has come."""
 
-
 AHEAD = 1_000
 """So many ids above its watermark a subscription is looked at though none can be overdue: what asks
 how far it is behind (`cos-events status`, metrics) reads all above."""
@@ -88,11 +87,7 @@ def worth_a_look(
         .correlate(SubscriptionRow)
         .scalar_subquery()
     )
-    late = there_is(
-        DeliveryRow.subscription == SubscriptionRow.name,
-        DeliveryRow.state == "retrying",
-        DeliveryRow.next_attempt_at < func.now() - overdue,
-    )
+    late = there_is(DeliveryRow.subscription == SubscriptionRow.name, *_is_late(overdue))
     return connection.execute(
         select(SubscriptionRow.name, late)
         .where(
@@ -238,8 +233,7 @@ def take_late_retries(
         select(DeliveryRow.event_id)
         .where(
             DeliveryRow.subscription == subscription,
-            DeliveryRow.state == "retrying",
-            DeliveryRow.next_attempt_at < func.now() - late,
+            *_is_late(late),
         )
         .order_by(DeliveryRow.next_attempt_at)
         .limit(limit)
@@ -259,6 +253,10 @@ def take_late_retries(
             OutboxRow.traceparent,
         )
     ).all()
+
+
+def _is_late(late: timedelta) -> tuple[ColumnElement[bool], ...]:
+    return DeliveryRow.state == "retrying", DeliveryRow.next_attempt_at < func.now() - late
 
 
 def wanted() -> ColumnElement[bool]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def at_commit() -> Iterator[list[str]]:
-    """What each transaction waits for as it commits, of those that a handler has `looked_at`."""
+    """What each transaction waits for as it commits, of those that a handler says to `look_at`."""
     seen: list[str] = []
 
     def look(connection: Connection) -> None:

@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
+import psycopg2
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -35,6 +37,31 @@ def servers_in(place: Path) -> list[psutil.Process]:
             if server and any(str(place) in word for word in words):
                 found.append(process)
     return found
+
+
+def connect(url: str, password: str | None = None) -> "psycopg2.extensions.connection":
+    parts = urlsplit(url)
+    return psycopg2.connect(
+        host=parts.hostname,
+        port=parts.port,
+        user=parts.username,
+        password=password or parts.password,
+        dbname=parts.path[1:],
+    )
+
+
+def execute(url: str, statement: str) -> list[tuple[object, ...]]:
+    session = connect(url)
+    try:
+        with session, session.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        session.close()
+
+
+def sleeper() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
 
 class OwnerProcess:
@@ -82,6 +109,9 @@ with servers(Path(folder[0]) if folder else None) as here:
         return self.process.returncode
 
 
+StartOwner = Callable[..., OwnerProcess]
+
+
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder for everything, which `nobody` can pass through, with no server in it at the end."""
@@ -99,7 +129,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def owner(place: Path) -> Iterator[Callable[..., OwnerProcess]]:
+def owner(place: Path) -> Iterator[StartOwner]:
     """Starts owners; those that still run at the end of the test are ended."""
     started: list[OwnerProcess] = []
 

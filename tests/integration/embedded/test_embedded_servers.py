@@ -5,7 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,34 +20,15 @@ from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey, running, serve
 from cos_events.embedded import process as processes
 from cos_events.errors import EmbeddedServerError
 
-from .conftest import ROOT, OwnerProcess, eventually, servers_in
-
-StartOwner = Callable[..., OwnerProcess]
-
-
-def connect(url: str, password: str | None = None) -> "psycopg2.extensions.connection":
-    parts = urlsplit(url)
-    return psycopg2.connect(
-        host=parts.hostname,
-        port=parts.port,
-        user=parts.username,
-        password=password or parts.password,
-        dbname=parts.path[1:],
-    )
-
-
-def execute(url: str, statement: str) -> list[tuple[object, ...]]:
-    session = connect(url)
-    try:
-        with session, session.cursor() as cursor:
-            cursor.execute(statement)
-            return cursor.fetchall() if cursor.description else []
-    finally:
-        session.close()
-
-
-def sleeper() -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+from .conftest import (
+    ROOT,
+    StartOwner,
+    connect,
+    eventually,
+    execute,
+    servers_in,
+    sleeper,
+)
 
 
 def test_both_answer_with_the_promised_settings(place: Path) -> None:

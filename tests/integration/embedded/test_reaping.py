@@ -3,26 +3,27 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from cos_events.embedded import reap_orphans, servers
 from cos_events.embedded.ownership import NOTE, read_owner
 
-from .conftest import OwnerProcess, eventually, servers_in
+from .conftest import StartOwner, eventually, execute, servers_in, sleeper
 
-StartOwner = Callable[..., OwnerProcess]
+
+def left_by_a_killed(owner: StartOwner, *arguments: str) -> Path:
+    """The folder of its servers, which still run."""
+    killed = owner(*arguments)
+    folder = killed.folder()
+    killed.end(signal.SIGKILL)
+    return folder
 
 
 def test_the_servers_of_a_killed_owner_are_reaped_by_the_next_start(
     place: Path, owner: StartOwner
 ) -> None:
-    killed = owner()
-    folder = killed.folder()
-    killed.end(signal.SIGKILL)
+    folder = left_by_a_killed(owner)
     left = servers_in(folder)
     assert left != []
     with servers() as here:
@@ -43,9 +44,7 @@ def test_reaping_counts_dead_owners_and_spares_live_ones(place: Path, owner: Sta
 def test_an_owners_number_given_to_another_process_does_not_keep_its_servers_alive(
     place: Path, owner: StartOwner
 ) -> None:
-    killed = owner()
-    folder = killed.folder()
-    killed.end(signal.SIGKILL)
+    folder = left_by_a_killed(owner)
     noted = read_owner(folder)
     assert noted is not None
     recycled = replace(noted, process=replace(noted.process, pid=os.getpid()))
@@ -56,20 +55,16 @@ def test_an_owners_number_given_to_another_process_does_not_keep_its_servers_ali
 def test_a_foreign_process_with_a_servers_number_is_never_signalled(
     place: Path, owner: StartOwner
 ) -> None:
-    folder = place / "kept"
-    killed = owner(str(folder))
-    killed.folder()
-    killed.end(signal.SIGKILL)
+    folder = left_by_a_killed(owner, str(place / "kept"))
     for process in servers_in(folder):
         process.kill()
     eventually(lambda: servers_in(folder) == [])
-    command = [sys.executable, "-c", "input()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as foreign:
+    with sleeper() as foreign:
         for note in ("postgres/data/postmaster.pid", "valkey/data/valkey.pid"):
             lines = (folder / note).read_text().splitlines()
             (folder / note).write_text("\n".join([str(foreign.pid), *lines[1:]]))
         with servers(folder) as here:
-            assert servers_in(here.folder) != []
+            assert execute(here.database_url, "SELECT 1") == [(1,)]
         assert foreign.poll() is None
         foreign.kill()
 
@@ -89,9 +84,7 @@ def test_an_owner_in_another_container_is_told_by_its_lock(place: Path, owner: S
 
 
 def test_another_users_folder_is_not_reaped(place: Path, owner: StartOwner) -> None:
-    killed = owner()
-    folder = killed.folder()
-    killed.end(signal.SIGKILL)
+    folder = left_by_a_killed(owner)
     folder.chmod(0o777)
     assert reap_orphans() == 0
     folder.chmod(0o700)

@@ -1,0 +1,173 @@
+"""What the relay sends again, and what it leaves alone, on real servers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session
+
+from cos_events.broadcast import Copy, make_wire, send_to_queue
+from cos_events.errors import BroadcastError
+from cos_events.ledger import verify
+from cos_events.relay import Redelivery
+from cos_events.store import deliveries
+from cos_events.store.models import DeliveryRow
+from cos_events.subscription import Subscription
+
+from .conftest import envelope_of, published, record, register, taken_from
+
+
+def test_a_published_event_without_delivery_goes_to_its_queue_again(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost = record(database, 3)
+    published(database, lost, ago=61)
+    assert relay.sweep() == 3
+    assert taken_from(subscription.name) == [(event_id, 0) for event_id in lost]
+
+
+def test_what_was_published_a_moment_ago_or_not_at_all_is_left_alone(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    published(database, record(database), ago=30)
+    record(database)
+    assert relay.sweep() == 0
+
+
+def test_events_that_the_filters_do_not_let_through_are_left_alone(
+    database: Engine, relay: Redelivery
+) -> None:
+    published(database, record(database, event_type="prompt_trace"), ago=3600)
+    assert relay.sweep() == 0
+
+
+def test_delivered_and_dead_events_are_left_alone(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    had, dead = record(database, 2)
+    published(database, [had, dead], ago=3600)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, [had], 1)
+        deliveries.note_failure(
+            connection,
+            subscription.name,
+            dead,
+            state="dead",
+            attempts=3,
+            error="gone",
+            next_attempt_at=None,
+        )
+    assert relay.sweep() == 0
+
+
+def test_nothing_is_sent_while_messages_wait_in_the_queue(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    first = record(database)
+    published(database, first, ago=61)
+    assert relay.sweep() == 1
+    second = record(database)
+    published(database, second, ago=61)
+    assert relay.sweep() == 0
+    assert taken_from(subscription.name) == [(first[0], 0)]
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(second[0], 0)]
+
+
+def test_an_event_is_sent_again_only_after_another_while(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost = record(database)
+    published(database, lost, ago=61)
+    assert [relay.sweep(), len(taken_from(subscription.name)), relay.sweep()] == [1, 1, 0]
+    with database.begin() as connection:
+        long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+        connection.execute(update(DeliveryRow).values(next_attempt_at=long_ago))
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(lost[0], 0)]
+
+
+def test_an_overdue_retry_keeps_its_attempts(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    (failed,) = record(database)
+    published(database, [failed], ago=3600)
+    with database.begin() as connection:
+        deliveries.note_failure(
+            connection,
+            subscription.name,
+            failed,
+            state="retrying",
+            attempts=4,
+            error="again",
+            next_attempt_at=datetime.now(UTC) - timedelta(seconds=61),
+        )
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(failed, 4)]
+
+
+def test_two_relays_do_not_send_the_same_event_twice(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    published(database, record(database, 5), ago=61)
+    other = Redelivery(database, make_wire(), after=60.0)
+    assert relay.sweep() + other.sweep() == 5
+    assert len(taken_from(subscription.name)) == 5
+
+
+def test_nothing_is_noted_or_sent_while_the_broker_is_away(
+    database: Engine, subscription: Subscription, environment: Callable[..., None]
+) -> None:
+    lost = record(database)
+    published(database, lost, ago=61)
+    before = os.environ["BROKER_URL"]
+    environment(BROKER_URL="redis://127.0.0.1:1/0")
+    away = Redelivery(database, make_wire(), after=60.0)
+    for _ in range(2):
+        with pytest.raises(BroadcastError, match="does not answer"):
+            away.sweep()
+    environment(BROKER_URL=before)
+    assert Redelivery(database, make_wire(), after=60.0).sweep() == 1
+    assert taken_from(subscription.name) == [(lost[0], 0)]
+
+
+def test_what_the_relay_sends_again_is_no_longer_missing(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    published(database, record(database), ago=61)
+    with database.connect() as connection:
+        assert [each.missing for each in verify(connection, grace=60)] == [1]
+    relay.sweep()
+    with database.connect() as connection:
+        (account,) = verify(connection, grace=60)
+    assert (account.missing, account.in_flight) == (0, 1)
+
+
+def test_what_later_events_have_overtaken_is_lost_though_the_queue_is_not_empty(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost, behind, had = record(database, 3)
+    published(database, [lost], ago=200)
+    published(database, [behind, had], ago=100)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, [had], 1)
+    send_to_queue(subscription.name, [Copy(envelope_of(database, behind))])
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(behind, 0), (lost, 0)]
+
+
+def test_an_event_whose_handler_runs_right_now_holds_up_neither_the_others_nor_the_relay(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    running, lost = record(database, 2)
+    published(database, [running, lost], ago=61)
+    with Session(database) as handler:
+        deliveries.settle(handler, subscription.name, [running], 1)
+        assert relay.sweep() == 1
+        register(database, subscription)
+        handler.commit()
+    assert taken_from(subscription.name) == [(lost, 0)]

@@ -1,0 +1,166 @@
+"""Which subscriptions and events a sweep of the relay looks at, and how far it need not."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from cos_events import record_event
+from cos_events.relay import Redelivery
+from cos_events.store import deliveries, redelivery
+from cos_events.subscription import Subscription
+
+from .conftest import published, record, register, taken_from, watermark
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_the_watermark_follows_the_deliveries_and_stops_at_the_first_gap(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    had = record(database, 10)
+    gap = record(database)
+    published(database, [*had, *gap], ago=1)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, had, 1)
+    relay.sweep()
+    relay.sweep()
+    assert watermark(database, subscription.name) == 10
+
+
+def test_a_subscription_is_left_alone_until_something_of_it_can_be_overdue_or_it_is_far_behind(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    had = record(database, 2)
+    published(database, had, ago=30)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, had, 1)
+
+    def through(_number: int) -> int:
+        relay.sweep()
+        return watermark(database, subscription.name)
+
+    assert [*map(through, range(3))] == [0, 0, 0]
+    published(database, had[:1], ago=61)
+    assert [*map(through, range(2))][-1] == 2
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, record(database), 1)
+    monkeypatch.setattr(redelivery, "AHEAD", 2)
+    assert [*map(through, range(3))][-1] == 2
+    monkeypatch.setattr(redelivery, "AHEAD", 1)
+    assert [*map(through, range(3))][-1] == 3
+
+
+def test_what_was_recorded_long_ago_and_published_just_now_is_lost_only_when_that_is_long_ago(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost = record(database)
+    published(database, lost, ago=30, recorded=3600)
+    assert [relay.sweep() for _ in range(3)] == [0, 0, 0]
+    published(database, lost, ago=61, recorded=3600)
+    assert relay.sweep() == 1
+
+
+def test_an_event_from_the_future_hides_none_that_is_lost_behind_it(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    from_the_future, lost = record(database, 2)
+    published(database, [from_the_future], ago=61, recorded=-3600)
+    published(database, [lost], ago=61)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, [from_the_future], 1)
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(lost, 0)]
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_a_sweep_looks_at_so_many_events_and_the_next_goes_on_behind_them(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redelivery, "SWEEP_SIZE", 2)
+    waits, *had, lost = record(database, 7)
+    published(database, [waits, *had], ago=1)
+    published(database, [lost], ago=61)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, had, 1)
+    assert [relay.sweep() for _ in range(4)] == [0, 0, 0, 1]
+    assert taken_from(subscription.name) == [(lost, 0)]
+    assert watermark(database, subscription.name) == 0
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, [waits], 1)
+    for _ in range(5):
+        relay.sweep()
+    assert watermark(database, subscription.name) == 7
+    published(database, record(database, 1), ago=61)
+    assert [relay.sweep() for _ in range(2)].count(1) == 1
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_a_relay_that_was_away_looks_at_many_events_in_a_sweep(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(redelivery, "SWEEP_SIZE", 2)
+    had = record(database, 7)
+    published(database, had, ago=1)
+    with database.begin() as connection:
+        deliveries.settle(connection, subscription.name, had, 1)
+    # Four until it knows that no transaction can commit any of them late, and is at the end.
+    for _ in range(4):
+        relay.sweep()
+    before = watermark(database, subscription.name)
+    relay.sweep()
+    assert (before, watermark(database, subscription.name)) == (0, 7)
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_the_watermark_waits_for_a_transaction_that_commits_late_with_a_low_number(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    with Session(database) as late:
+        late_event = record_event(late, "event_log", {"n": "late"})
+        late.flush()
+        had = record(database, 5)
+        published(database, had, ago=1)
+        with database.begin() as connection:
+            deliveries.settle(connection, subscription.name, had, 1)
+        for _ in range(3):
+            relay.sweep()
+        assert watermark(database, subscription.name) == 0
+        late.commit()
+    published(database, [late_event], ago=61)
+    for _ in range(3):
+        relay.sweep()
+    assert taken_from(subscription.name) == [(late_event, 0)]
+
+
+def test_a_transaction_has_its_number_before_its_row_has_an_id(database: Engine) -> None:
+    with database.connect() as connection:
+        columns = connection.scalars(
+            text(
+                "SELECT attname FROM pg_attribute WHERE attnum > 0 "
+                "AND attrelid = 'cos_events.outbox'::regclass ORDER BY attnum"
+            )
+        ).all()
+    assert columns[:2] == ["transaction_id", "id"]
+
+
+def test_wider_filters_are_owed_what_was_passed_over(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    passed_over = record(database, event_type="prompt_trace")
+    published(database, passed_over, ago=61)
+    for _ in range(3):
+        relay.sweep()
+    assert watermark(database, subscription.name) == 1
+    register(database, Subscription(subscription.name))
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(passed_over[0], 0)]
