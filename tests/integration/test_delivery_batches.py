@@ -67,7 +67,13 @@ def test_each_process_of_a_worker_has_a_batch(bus: Bus, eventually: Callable[...
     raws = [bus.record(n=n) for n in range(40)]
     send_to_queue(name, [Copy(raw) for raw in raws])
     bus.app.conf.worker_prefetch_multiplier = 1
-    options = {"pool": "threads", "concurrency": 4, "perform_ping_check": False}
+    options = {
+        "pool": "threads",
+        "concurrency": 4,
+        "perform_ping_check": False,
+        # Told to stop, an idle event loop looks after its next timer, or up to ten seconds.
+        "without_heartbeat": False,
+    }
     with start_worker(bus.app, queues=[name], loglevel="WARNING", **options):
         eventually(lambda: {bus.state(name, raw) for raw in raws} == {"delivered"})
     assert not together.broken
