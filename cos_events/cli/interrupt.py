@@ -11,11 +11,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
 def cleaning_up() -> Iterator[None]:
     """Let SIGTERM and Ctrl-C end the body by a KeyboardInterrupt; afterwards neither disturbs."""
+    sys.unraisablehook = _tell_unraisable
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     try:
@@ -56,3 +58,9 @@ def _interrupt(*_: object) -> None:
     again.daemon = True
     again.start()
     raise KeyboardInterrupt
+
+
+def _tell_unraisable(found: Any) -> None:
+    """What was swallowed, on stderr; but for an interrupt, which comes again."""
+    if not isinstance(found.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(found)

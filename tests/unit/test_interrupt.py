@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -37,3 +40,37 @@ def test_ctrl_c_between_the_making_of_the_folder_and_its_first_use_leaves_nothin
     with pytest.raises(KeyboardInterrupt), temporary_folder("ours-"):
         pytest.fail("the body ran")
     assert list(place.iterdir()) == []
+
+
+def test_an_interrupt_that_a_destructor_swallows_comes_again_and_only_other_errors_are_shown() -> (
+    None
+):
+    program = """
+import os, signal, time
+from cos_events.cli.interrupt import cleaning_up
+
+class Interrupted:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+class Wrong:
+    def __del__(self):
+        raise ValueError("of a destructor")
+
+with cleaning_up():
+    Wrong()
+    Interrupted()
+    print("it goes on", flush=True)
+    time.sleep(60)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert ended.stdout == "it goes on\n"
+    swallowed, _, ending = ended.stderr.partition("ValueError: of a destructor\n")
+    assert swallowed.startswith("Exception ignored in: <function Wrong.__del__")
+    # How Python ends a program; where click runs it, that says "Aborted!".
+    assert ending.startswith("Traceback")
+    assert ending.endswith("KeyboardInterrupt\n")
+    assert "Exception ignored" not in ending
