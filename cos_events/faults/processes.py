@@ -54,7 +54,12 @@ class Process:
         self.log = folder / f"{name}.log"
         self._folder = folder
         self._command = [sys.executable, "-m", "cos_events.faults.entry", *arguments]
-        self._environment = {**environment, FOLDER: str(folder), PARENT: str(os.getpid())}
+        self._environment = {
+            **environment,
+            FOLDER: str(folder),
+            "TMPDIR": str(folder),
+            PARENT: str(os.getpid()),
+        }
         self._runs: list[subprocess.Popen[bytes]] = []
         self.last_words: str | None = None
         self._launching = threading.Lock()

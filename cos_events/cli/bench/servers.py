@@ -86,7 +86,7 @@ def stage(broker: BrokerName, events: int) -> Iterator[Stage]:
         use(database_url=postgres.url, redis_url=valkey.url, broker_url=broker_server.url)
         logs = home.path / "logs"
         logs.mkdir()
-        os.environ[FOLDER] = str(logs)
+        os.environ[FOLDER] = os.environ["TMPDIR"] = str(logs)
         handled, heard = (Marks.make(logs / name, events) for name in (HANDLED, HEARD))
         upgrade(get_engine())
         started = endings.enter_context(workers(logs, _specs()))

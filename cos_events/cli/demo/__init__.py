@@ -43,5 +43,6 @@ def command(broker_url: str | None, source: Path | None, events: int) -> None:
         temporary_folder("cos-events-demo-") as folder,
         available(None, broker_url) as which,
     ):
-        os.environ[FOLDER] = str(folder)
+        # Of a worker that must be killed, too, nothing stays.
+        os.environ[FOLDER] = os.environ["TMPDIR"] = str(folder)
         raise SystemExit(Story(folder, which, source, events).tell())

@@ -34,7 +34,7 @@ def of_this_test(place: Path) -> list[psutil.Process]:
         with suppress(psutil.Error):
             if process.pid != os.getpid() and (
                 str(place) in " ".join(process.cmdline())
-                or process.environ().get("TMPDIR") == str(place)
+                or process.environ().get("TMPDIR", "").startswith(str(place))
             ):
                 found.append(process)
     return found
@@ -172,6 +172,21 @@ def test_ctrl_c_at_any_moment_leaves_nothing(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode not in (0, None)
+    assert "Traceback" not in err
+    assert [each.cmdline() for each in of_this_test(place)] == []
+    assert list(place.iterdir()) == []
+
+
+def test_of_a_worker_that_was_killed_nothing_is_left_either(demo: Program, place: Path) -> None:
+    process = demo("--events", 5_000)
+    assert process.stdout
+    assert any(line.startswith("replay") for line in process.stdout)
+    (worker,) = (
+        each for each in psutil.Process(process.pid).children() if "graph_staging" in each.cmdline()
+    )
+    os.killpg(worker.pid, signal.SIGKILL)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
     assert "Traceback" not in err
     assert [each.cmdline() for each in of_this_test(place)] == []
     assert list(place.iterdir()) == []
