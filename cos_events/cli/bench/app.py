@@ -10,6 +10,9 @@ from cos_events.cli.bench.events import number_of
 from cos_events.cli.bench.worker import handled
 from cos_events.settings import get_settings
 
+BATCH, SINGLE, SESSION = SUBSCRIPTIONS = ("bench_batch", "bench_single", "bench_session")
+"""Each also the source module of its events."""
+
 app = install(
     Celery(
         "bench",
@@ -19,7 +22,7 @@ app = install(
 )
 
 
-@subscriber("bench_batch", modules="bench_batch", batch_size=100, batch_timeout=0.02)
+@subscriber(BATCH, modules=BATCH, batch_size=100, batch_timeout=0.02)
 def batch(messages: list[Envelope]) -> None:
     """A hundred events a call."""
     marks = handled.get()
@@ -27,16 +30,13 @@ def batch(messages: list[Envelope]) -> None:
         marks.put(number_of(message.data))
 
 
-@subscriber("bench_single", modules="bench_single")
+@subscriber(SINGLE, modules=SINGLE)
 def single(message: Envelope) -> None:
     """One event a call, at least once."""
     handled.get().put(number_of(message.data))
 
 
-@subscriber("bench_session", modules="bench_session")
+@subscriber(SESSION, modules=SESSION)
 def in_session(message: Envelope, session: Session) -> None:  # noqa: ARG001 - its transaction counts
     """One event a call, exactly once."""
     handled.get().put(number_of(message.data))
-
-
-SUBSCRIPTIONS = ("bench_batch", "bench_single", "bench_session")

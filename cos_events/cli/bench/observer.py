@@ -1,9 +1,10 @@
 """A process that hears and handles without the bus: what the servers alone allow.
 
-    python -m cos_events.cli.bench.observer channel|queue
+    python -m cos_events.cli.bench.observer channel MODULE
+    python -m cos_events.cli.bench.observer queue
 
-`channel` notes when each event is heard on Redis, whoever published it; `queue` takes events from
-the floor's own queue on the broker, and does nothing but note the time.
+`channel` notes when each event of this module, or of the floor, is heard on Redis; `queue` takes
+events from the floor's own queue on the broker, and does nothing but note the time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cos_events.cli.bench.events import number_of
 from cos_events.cli.bench.marks import Marks
 from cos_events.cli.bench.worker import FOLDER, HANDLED
 from cos_events.settings import get_settings
+from cos_events.topology import channel_name
 
 FLOOR = "bench.floor"
 """The floor's channel, and its queue on the broker."""
@@ -36,7 +38,7 @@ def main() -> None:
     """Observe until terminated."""
     folder = Path(os.environ[FOLDER])
     if sys.argv[1] == "channel":
-        _hear(Marks(folder / HEARD))
+        _hear(channel_name(sys.argv[2]), Marks(folder / HEARD))
     elif broker.on_rabbitmq():
         _consume(Marks(folder / HANDLED))
     else:
@@ -56,13 +58,12 @@ def _note(marks: Marks, raw: Any) -> None:
     marks.put(number_of(json.loads(raw)["data"]))
 
 
-def _hear(marks: Marks) -> None:
+def _hear(channel: str, marks: Marks) -> None:
     with _client(get_settings().redis_url) as client, client.pubsub() as listener:
-        listener.subscribe(FLOOR)
-        listener.psubscribe("mem0.recorded.*")
+        listener.subscribe(FLOOR, channel)
         subscribed = 0
         for message in listener.listen():
-            if message["type"].endswith("subscribe"):
+            if message["type"] == "subscribe":
                 subscribed += 1
                 if subscribed == 2:
                     _ready()

@@ -9,10 +9,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from cos_events.cli.bench import stages
+from cos_events.cli.bench.app import BATCH, SESSION, SINGLE
 from cos_events.cli.bench.application import Application
 from cos_events.cli.bench.figures import Bar, Figure
 from cos_events.cli.bench.servers import Stage, stage
-from cos_events.cli.bench.stages import BATCH, SESSION, SINGLE, Latencies, Sustained
+from cos_events.cli.bench.stages import Latencies, Sustained
 from cos_events.faults.wire import BrokerName
 
 RATE = 200.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from cos_events.cli.bench.app import SUBSCRIPTIONS
+from cos_events.cli.bench.app import SINGLE, SUBSCRIPTIONS
 from cos_events.cli.bench.marks import Marks
 from cos_events.cli.bench.observer import HEARD, READY
 from cos_events.cli.bench.worker import FOLDER, HANDLED
@@ -90,8 +90,8 @@ def stage(broker: BrokerName, events: int) -> Iterator[Stage]:
         handled, heard = (Marks.make(logs / name, events) for name in (HANDLED, HEARD))
         upgrade(get_engine())
         started = endings.enter_context(workers(logs, _specs()))
-        for role in ("channel", "queue"):
-            command = ["cos_events.cli.bench.observer", role]
+        for role, *modules in (("channel", SINGLE), ("queue",)):
+            command = ["cos_events.cli.bench.observer", role, *modules]
             started.append(endings.enter_context(program(role, logs, READY, command)))
         processes = {each.node: each for each in started}
         yield Stage(get_engine(), broker_server, handled, heard, processes, logs)

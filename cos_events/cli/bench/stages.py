@@ -10,18 +10,17 @@ from pathlib import Path
 from statistics import median
 
 from cos_events.cli.bench import by_hand
-from cos_events.cli.bench.app import SUBSCRIPTIONS
+from cos_events.cli.bench.app import BATCH, SINGLE
 from cos_events.cli.bench.application import Application, paced
 from cos_events.cli.bench.events import fill_outbox
 from cos_events.cli.bench.figures import percentile
 from cos_events.cli.bench.servers import Stage
 from cos_events.cli.processes import program
 from cos_events.errors import CosEventsError
+from cos_events.settings import get_settings
 
 PATIENCE = 120.0
 """Seconds without an event handled, after which a run gives up."""
-
-BATCH, SINGLE, SESSION = SUBSCRIPTIONS
 
 
 def hook(
@@ -82,11 +81,11 @@ def latency(
 
 def drain(stage: Stage, subscription: str, numbers: range) -> float:
     """Fills the outbox while the publisher stands still; events a second from then to the end."""
-    with (
-        stage.frozen(stage.processes["publisher"].process.pid),
-        stage.engine.begin() as connection,
-    ):
-        fill_outbox(connection, subscription, numbers.start, len(numbers))
+    with stage.frozen(stage.processes["publisher"].process.pid):
+        with stage.engine.begin() as connection:
+            fill_outbox(connection, subscription, numbers.start, len(numbers))
+        # Its next sweep is due then: to wait for it, as long as it may be, is not to drain.
+        time.sleep(get_settings().relay_interval)
     return _rate(stage, numbers, time.monotonic())
 
 
