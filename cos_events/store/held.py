@@ -21,7 +21,7 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from cos_events.store.by_index import there_is
 from cos_events.store.holding import decide_holding
-from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
 
@@ -155,7 +155,7 @@ def blocked() -> ColumnElement[bool]:
         earlier.subscription == DeliveryRow.subscription,
         earlier.order_key == DeliveryRow.order_key,
         earlier.outbox_id < DeliveryRow.outbox_id,
-        earlier.state.in_(["held", "retrying"]),
+        earlier.state.in_(STILL_TO_RUN),
         row=earlier,
     )
 

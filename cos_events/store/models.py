@@ -26,7 +26,10 @@ DeliveryState = Literal["held", "retrying", "delivered", "dead", "discarded"]
 for the first time or again. `delivered`: had its effect. `dead`: waits for a person.
 `discarded`: a person has purged it; it never runs."""
 
-UNFINISHED: tuple[DeliveryState, ...] = ("held", "retrying", "dead")
+STILL_TO_RUN: tuple[DeliveryState, ...] = ("held", "retrying")
+"""The states of what runs once its time has come."""
+
+UNFINISHED: tuple[DeliveryState, ...] = (*STILL_TO_RUN, "dead")
 """The states in which something is still to come, by somebody; an index knows these few rows."""
 
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)

@@ -22,13 +22,11 @@ from sqlalchemy.dialects.postgresql import insert
 
 from cos_events.store.by_index import there_is
 from cos_events.store.held import blocked
-from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
 KeyOf = Callable[[str], str]
 """Gives the key of an envelope's JSON."""
-
-_STILL_TO_RUN = ("held", "retrying")
 
 
 def alone(connection: Connection, name: str) -> None:
@@ -123,7 +121,7 @@ def _key_through(connection: Connection, name: str, outbox_id: int, key_of: KeyO
         .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
         .where(
             DeliveryRow.subscription == name,
-            DeliveryRow.state.in_(_STILL_TO_RUN),
+            DeliveryRow.state.in_(STILL_TO_RUN),
             DeliveryRow.order_key.is_(None),
             DeliveryRow.outbox_id <= outbox_id,
         )
