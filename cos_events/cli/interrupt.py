@@ -17,13 +17,21 @@ from typing import Any
 @contextmanager
 def cleaning_up() -> Iterator[None]:
     """Let SIGTERM and Ctrl-C end the body by a KeyboardInterrupt; afterwards neither disturbs."""
-    sys.unraisablehook = _tell_unraisable
+    tell = sys.unraisablehook
+
+    def tell_others(swallowed: Any) -> None:
+        # It comes again.
+        if not isinstance(swallowed.exc_value, KeyboardInterrupt):
+            tell(swallowed)
+
+    sys.unraisablehook = tell_others
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.unraisablehook = tell
 
 
 @contextmanager
@@ -58,9 +66,3 @@ def _interrupt(*_: object) -> None:
     again.daemon = True
     again.start()
     raise KeyboardInterrupt
-
-
-def _tell_unraisable(found: Any) -> None:
-    """What was swallowed, on stderr; but for an interrupt, which comes again."""
-    if not isinstance(found.exc_value, KeyboardInterrupt):
-        sys.__unraisablehook__(found)
