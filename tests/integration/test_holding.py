@@ -27,9 +27,8 @@ DEPTH = 20
 MARGIN = 5
 
 
-@pytest.fixture(autouse=True)
-def _no_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
+# Rows wait until a test publishes them.
+pytestmark = pytest.mark.usefixtures("woken")
 
 
 @pytest.fixture

@@ -73,10 +73,8 @@ def make(database: Engine, channel: ChannelWire) -> Callable[[FakeWire], Publish
     return lambda wire: Publisher(database, Broadcaster(wire, channel))
 
 
-@pytest.fixture(autouse=True)
-def _no_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows wait until the test publishes them."""
-    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
+# Rows wait until a test publishes them.
+pytestmark = pytest.mark.usefixtures("woken")
 
 
 def listener(redis: Redis, module: str) -> PubSub:

@@ -22,9 +22,8 @@ from cos_events.subscription import Subscription
 DAY = 86_400.0
 
 
-@pytest.fixture(autouse=True)
-def _no_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
+# Rows wait until a test publishes them.
+pytestmark = pytest.mark.usefixtures("woken")
 
 
 @pytest.fixture

@@ -15,14 +15,9 @@ from cos_events import broker, record_event
 from cos_events.broadcast import make_wire
 from cos_events.envelope import Envelope
 from cos_events.relay import Redelivery
-from cos_events.store import redelivery, subscriptions
+from cos_events.store import deliveries, redelivery, subscriptions
 from cos_events.store.models import OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
-
-
-@pytest.fixture(autouse=True)
-def _nobody_is_woken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
 
 
 @pytest.fixture
@@ -76,6 +71,12 @@ def published(
                 published_at=now - timedelta(seconds=ago),
             )
         )
+
+
+def delivered(engine: Engine, subscription: Subscription, event_ids: list[UUID]) -> None:
+    """Let its handler have had these, at the first attempt."""
+    with engine.begin() as connection:
+        deliveries.settle(connection, subscription.name, event_ids, 1)
 
 
 def taken_from(name: str) -> list[tuple[UUID, int]]:

@@ -18,7 +18,9 @@ from cos_events.store import deliveries
 from cos_events.store.models import DeliveryRow
 from cos_events.subscription import Subscription
 
-from .conftest import envelope_of, published, record, register, taken_from
+from .conftest import delivered, envelope_of, published, record, register, taken_from
+
+pytestmark = pytest.mark.usefixtures("woken")
 
 
 def test_a_published_event_without_delivery_goes_to_its_queue_again(
@@ -153,8 +155,7 @@ def test_what_later_events_have_overtaken_is_lost_though_the_queue_is_not_empty(
     lost, behind, had = record(database, 3)
     published(database, [lost], ago=200)
     published(database, [behind, had], ago=100)
-    with database.begin() as connection:
-        deliveries.settle(connection, subscription.name, [had], 1)
+    delivered(database, subscription, [had])
     send_to_queue(subscription.name, [Copy(envelope_of(database, behind))])
     assert relay.sweep() == 1
     assert taken_from(subscription.name) == [(behind, 0), (lost, 0)]

@@ -8,10 +8,12 @@ from sqlalchemy.orm import Session
 
 from cos_events import record_event
 from cos_events.relay import Redelivery
-from cos_events.store import deliveries, redelivery
+from cos_events.store import redelivery
 from cos_events.subscription import Subscription
 
-from .conftest import published, record, register, taken_from, watermark
+from .conftest import delivered, published, record, register, taken_from, watermark
+
+pytestmark = pytest.mark.usefixtures("woken")
 
 
 @pytest.mark.usefixtures("few_are_many")
@@ -21,8 +23,7 @@ def test_the_watermark_follows_the_deliveries_and_stops_at_the_first_gap(
     had = record(database, 10)
     gap = record(database)
     published(database, [*had, *gap], ago=1)
-    with database.begin() as connection:
-        deliveries.settle(connection, subscription.name, had, 1)
+    delivered(database, subscription, had)
     relay.sweep()
     relay.sweep()
     assert watermark(database, subscription.name) == 10
@@ -36,8 +37,7 @@ def test_a_subscription_is_left_alone_until_something_of_it_can_be_overdue_or_it
 ) -> None:
     had = record(database, 2)
     published(database, had, ago=30)
-    with database.begin() as connection:
-        deliveries.settle(connection, subscription.name, had, 1)
+    delivered(database, subscription, had)
 
     def through(_number: int) -> int:
         relay.sweep()
@@ -46,8 +46,7 @@ def test_a_subscription_is_left_alone_until_something_of_it_can_be_overdue_or_it
     assert [*map(through, range(3))] == [0, 0, 0]
     published(database, had[:1], ago=61)
     assert [*map(through, range(2))][-1] == 2
-    with database.begin() as connection:
-        deliveries.settle(connection, subscription.name, record(database), 1)
+    delivered(database, subscription, record(database))
     monkeypatch.setattr(redelivery, "AHEAD", 2)
     assert [*map(through, range(3))][-1] == 2
     monkeypatch.setattr(redelivery, "AHEAD", 1)
@@ -70,8 +69,7 @@ def test_an_event_from_the_future_hides_none_that_is_lost_behind_it(
     from_the_future, lost = record(database, 2)
     published(database, [from_the_future], ago=61, recorded=-3600)
     published(database, [lost], ago=61)
-    with database.begin() as connection:
-        deliveries.settle(connection, subscription.name, [from_the_future], 1)
+    delivered(database, subscription, [from_the_future])
     assert relay.sweep() == 1
     assert taken_from(subscription.name) == [(lost, 0)]
 
@@ -87,13 +85,11 @@ def test_a_sweep_looks_at_so_many_events_and_the_next_goes_on_behind_them(
     waits, *had, lost = record(database, 7)
     published(database, [waits, *had], ago=1)
     published(database, [lost], ago=61)
-    with database.begin() as connection:
-        deliveries.settle(connection, subscription.name, had, 1)
+    delivered(database, subscription, had)
     assert [relay.sweep() for _ in range(4)] == [0, 0, 0, 1]
     assert taken_from(subscription.name) == [(lost, 0)]
     assert watermark(database, subscription.name) == 0
-    with database.begin() as connection:
-        deliveries.settle(connection, subscription.name, [waits], 1)
+    delivered(database, subscription, [waits])
     for _ in range(5):
         relay.sweep()
     assert watermark(database, subscription.name) == 7
@@ -111,8 +107,7 @@ def test_a_relay_that_was_away_looks_at_many_events_in_a_sweep(
     monkeypatch.setattr(redelivery, "SWEEP_SIZE", 2)
     had = record(database, 7)
     published(database, had, ago=1)
-    with database.begin() as connection:
-        deliveries.settle(connection, subscription.name, had, 1)
+    delivered(database, subscription, had)
     # Four until it knows that no transaction can commit any of them late, and is at the end.
     for _ in range(4):
         relay.sweep()
@@ -130,8 +125,7 @@ def test_the_watermark_waits_for_a_transaction_that_commits_late_with_a_low_numb
         late.flush()
         had = record(database, 5)
         published(database, had, ago=1)
-        with database.begin() as connection:
-            deliveries.settle(connection, subscription.name, had, 1)
+        delivered(database, subscription, had)
         for _ in range(3):
             relay.sweep()
         assert watermark(database, subscription.name) == 0
