@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cos_events.app import install
+    from cos_events.declaration import BaseSubscriber, subscriber
     from cos_events.envelope import Envelope
     from cos_events.errors import CosEventsError, InvalidEnvelope, InvalidPayload, Rejected
     from cos_events.l1 import log_l1
     from cos_events.pubsub import get_redis_client, publish_message, subscribe_to_channel
     from cos_events.recording import record_event
-    from cos_events.subscribers import BaseSubscriber, subscriber
 
 __all__ = [
     "BaseSubscriber",
@@ -41,8 +41,8 @@ _MODULES = {
     "publish_message": "pubsub",
     "subscribe_to_channel": "pubsub",
     "record_event": "recording",
-    "BaseSubscriber": "subscribers",
-    "subscriber": "subscribers",
+    "BaseSubscriber": "declaration",
+    "subscriber": "declaration",
 }
 
 

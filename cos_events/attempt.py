@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Engine
@@ -21,10 +21,8 @@ from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
 from cos_events.store import deliveries
 from cos_events.store.engine import get_autocommit_engine, get_engine
+from cos_events.subscribers import Subscriber
 from cos_events.telemetry import names
-
-if TYPE_CHECKING:
-    from cos_events.subscribers import Subscriber
 
 _loop = PerThread(asyncio.Runner)
 

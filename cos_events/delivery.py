@@ -6,9 +6,10 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from celery.app.task import Task
 from celery.exceptions import Retry, WorkerLostError
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,13 +21,9 @@ from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail, wait_for_ledger
 from cos_events.retry import RetryAfter
 from cos_events.store.engine import get_handlers_engine, wait_for_disk
+from cos_events.subscribers import Subscriber
 from cos_events.task_message import REDELIVERED
 from cos_events.telemetry import names
-
-if TYPE_CHECKING:
-    from celery.app.task import Task
-
-    from cos_events.subscribers import Subscriber
 
 logger = logging.getLogger(__name__)
 

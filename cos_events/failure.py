@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from celery.app.task import Task
 from celery.exceptions import Reject, WorkerLostError
 
 from cos_events import dead_letters, gate, telemetry
@@ -16,12 +17,8 @@ from cos_events.retry import Dead, RetryAfter
 from cos_events.settings import get_settings
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine, wait_at_most
+from cos_events.subscribers import Subscriber
 from cos_events.telemetry import names
-
-if TYPE_CHECKING:
-    from celery.app.task import Task
-
-    from cos_events.subscribers import Subscriber
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
@@ -13,10 +12,8 @@ from cos_events.attempt import ledger
 from cos_events.envelope import Envelope
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine, get_relaxed_engine, wait_at_most
+from cos_events.subscribers import Subscriber
 from cos_events.telemetry import names
-
-if TYPE_CHECKING:
-    from cos_events.subscribers import Subscriber
 
 LOCK_TIMEOUT_MS = 2_000
 """Milliseconds that a note waits for another copy of the event that runs right now."""

@@ -15,9 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import broker, telemetry
 from cos_events.errors import ConfigurationError
-from cos_events.ledger import Backlog, backlog
 from cos_events.store.engine import get_engine
 from cos_events.store.lag import Lag, lags
+from cos_events.store.ledger import Backlog, backlog
 from cos_events.store.models import UNFINISHED
 from cos_events.telemetry import names
 from cos_events.topology import PUBLISH_QUEUE

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from sqlalchemy.orm import Session
 
 from cos_events.attempt import call
@@ -11,9 +9,7 @@ from cos_events.dead_letters import describe
 from cos_events.envelope import Envelope
 from cos_events.errors import SubscriptionError
 from cos_events.store.engine import explained, get_engine
-
-if TYPE_CHECKING:
-    from cos_events.subscribers import Subscriber
+from cos_events.subscribers import Subscriber
 
 
 def rehearse(subscriber: Subscriber, envelope: Envelope) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cos_events.dead_letters.finding import check_known
-from cos_events.store import replays
+from cos_events.store import replays, subscriptions
 from cos_events.store.engine import explained, get_engine
 from cos_events.store.replays import History
 
@@ -20,7 +19,7 @@ def count(history: History) -> int:
         SubscriptionError: there is no such subscription.
     """
     with explained(), get_engine().connect() as connection:
-        check_known(connection, history.subscription)
+        subscriptions.require(connection, history.subscription)
         return replays.count(connection, history)[0]
 
 
@@ -41,7 +40,7 @@ def run_again(history: History, on_done: Callable[[int], object] = lambda _: Non
         SubscriptionError: there is no such subscription.
     """
     with explained(), get_engine().connect() as connection:
-        check_known(connection, history.subscription)
+        subscriptions.require(connection, history.subscription)
         _, through = replays.count(connection, history)
     total = after = 0
     while True:

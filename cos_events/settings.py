@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    SettingsConfigDict,
+)
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -87,7 +90,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):
-    """What is in force; every field is an environment variable of the same name in capitals."""
+    """What is in force; each field is an environment variable: its alias, or its name in capitals."""
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
@@ -142,10 +145,15 @@ class Settings(BaseSettings):
     redis_max_connections: int = Field(default=20, ge=1, le=10_000)
     """The most connections in the pool of `get_redis_client()`."""
     redis_socket_connect_timeout: Seconds = 5.0
+    """Seconds that it waits for a connection to Redis."""
     redis_socket_keepalive: bool = True
+    """Whether its connections ask TCP for signs of life."""
     redis_retry_on_timeout: bool = True
+    """Whether it tries a command that timed out once more."""
     redis_decode_responses: bool = True
+    """Whether it answers with text instead of bytes."""
     redis_health_check_interval: float = Field(default=30.0, ge=0, le=3600)
+    """Seconds that a connection may idle before it is tried before its next use; 0: never."""
 
 
 @cache
@@ -191,15 +199,12 @@ def in_force() -> list[InForce]:
         ConfigurationError: one is wrong.
     """
     settings = get_settings()
-    in_file = {name.upper() for name in dotenv_values(".env")}
-    found = []
-    for field, info in Settings.model_fields.items():
-        name = (info.alias or field).upper()
-        if os.environ.get(name):
-            source = "environment"
-        elif field in settings.model_fields_set and name in in_file:
-            source = ".env"
-        else:
-            source = "default"
-        found.append(InForce(name, mask(str(getattr(settings, field))), source))
-    return found
+    sources = {
+        **{name.upper(): ".env" for name in DotEnvSettingsSource(Settings)()},
+        **{name.upper(): "environment" for name in EnvSettingsSource(Settings)()},
+    }
+    names = {field: (info.alias or field).upper() for field, info in Settings.model_fields.items()}
+    return [
+        InForce(name, mask(str(getattr(settings, field))), sources.get(name, "default"))
+        for field, name in names.items()
+    ]

@@ -1,47 +1,17 @@
-"""How an application says what it does with events: `@subscriber`, on a function or a class."""
+"""A subscription together with the code behind it."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
-from celery import Celery, current_app, shared_task
-from celery.app.task import Task
+from celery import Celery, current_app
 
-from cos_events.delivery import deliver
-from cos_events.errors import SubscriptionError
-from cos_events.ordering import Order, OrderBy
-from cos_events.retry import Errors, RetryPolicy, check_errors
+from cos_events.ordering import Order
+from cos_events.retry import Errors, RetryPolicy
 from cos_events.store.subscriptions import StartFrom
 from cos_events.subscription import Subscription
-from cos_events.telemetry import consuming
-
-Declared = TypeVar("Declared", bound="Callable[..., Any] | type[BaseSubscriber]")
-
-
-class BaseSubscriber:
-    """Class form of a subscriber: one instance a process handles its messages.
-
-    Declare it with `@subscriber("name", …)`, and give it `process_message(self, message)`, or with
-    `batch_size` `process_batch(self, messages)`; either may ask for the `session` too, and may be a
-    coroutine. Returning False, or raising, is a failure; anything else is success.
-    """
-
-    process_message: Callable[..., Any]
-    process_batch: Callable[..., Any]
-    subscriber: ClassVar[Subscriber]
-
-    @classmethod
-    def start_consuming(cls, destination: Sequence[str] | None = None) -> None:
-        """Have running workers consume this subscription's queue; see `Subscriber`."""
-        cls.subscriber.start_consuming(destination)
-
-    @classmethod
-    def stop_consuming(cls, destination: Sequence[str] | None = None) -> None:
-        """Have running workers leave this subscription's queue alone; see `Subscriber`."""
-        cls.subscriber.stop_consuming(destination)
 
 
 @dataclass(frozen=True)
@@ -88,146 +58,7 @@ class Subscriber:
         return [node for node, tasks in registered.items() if self.name in tasks]
 
 
-def subscriber(  # noqa: PLR0913 - what a subscription may ask for
-    name: str,
-    *,
-    modules: Iterable[str] | None = None,
-    event_types: Iterable[str] | None = None,
-    batch_size: int = 1,
-    batch_timeout: float = 0.5,
-    pause_on: Errors | type[BaseException] = (),
-    order_by: OrderBy | None = None,
-    start_from: StartFrom = "now",
-    **task_options: Any,
-) -> Callable[[Declared], Declared]:
-    """Subscribe a function, a coroutine or a `BaseSubscriber` to committed events.
-
-    The handler is called with the `Envelope`. If it has a parameter `session`, it gets a SQLAlchemy
-    session whose transaction also holds the delivery row, so that its effect in that database
-    happens exactly once; it must not commit. Otherwise it runs at least once. What it does when
-    that session has committed (an `after_commit` hook, a NOTIFY) may be repeated: several events
-    may wait for the disk together, and run again if PostgreSQL crashes before.
-
-    Args:
-        name: of the subscription, its durable queue and its Celery task.
-        modules: the source modules that it wants; all by default.
-        event_types: the event types that it wants; all by default.
-        batch_size: over 1, the handler is called with a list of up to so many messages; if that
-            call fails, each message of it is tried by itself.
-        batch_timeout: seconds that the first message of a batch waits for more.
-        pause_on: errors that mean that the handler's own database or server is down. They use up no
-            attempt: the subscription is paused, and one event probes after 1, 2, 4 … 300 seconds.
-        order_by: events of one key are handled one after another, in the order in which they were
-            recorded; other keys in parallel; a failing key holds up only itself, until it is
-            delivered or a dead letter. A field such as `request_id` or `data.customer`, or a
-            function of the envelope. Not with `batch_size`.
-        start_from: of a new subscription: `now`, `beginning` (all history that is kept), or an
-            aware `datetime`. History is delivered first to last while live events arrive.
-        **task_options: any option of a Celery task: those of `RetryPolicy` (`autoretry_for`,
-            `max_retries`, `retry_backoff`, …), `rate_limit`, `time_limit`, `soft_time_limit`, …
-
-    Raises:
-        SubscriptionError: the name is taken or no name, an option is wrong, or the handler cannot
-            be called with a message.
-    """
-    declared = Subscription(name, _names(modules), _names(event_types))
-    if batch_size < 1 or batch_timeout <= 0:
-        raise SubscriptionError(f"{name}: batch_size must be 1 or more, batch_timeout over 0")
-    if order_by is not None and batch_size > 1:
-        raise SubscriptionError(f"{name}: order_by goes with batch_size 1 only")
-    if start_from not in ("now", "beginning") and getattr(start_from, "tzinfo", None) is None:
-        raise SubscriptionError(
-            f"{name}: start_from must be 'now', 'beginning' or an aware datetime, "
-            f"not {start_from!r}"
-        )
-    outages = pause_on if isinstance(pause_on, tuple | list) else (pause_on,)
-    check_errors("pause_on", outages)
-    order = None if order_by is None else Order(name, order_by)
-
-    def declare(target: Declared) -> Declared:
-        handle = _handler_of(target, batched=batch_size > 1)
-        signature = inspect.signature(handle)
-        wants_session = "session" in signature.parameters
-        try:
-            signature.bind(None, **({"session": None} if wants_session else {}))
-        except TypeError as error:
-            raise SubscriptionError(
-                f"{name}: the handler must take one message, and a session if it likes: {error}"
-            ) from None
-        made = Subscriber(
-            declared,
-            handle,
-            wants_session,
-            batch_size,
-            float(batch_timeout),
-            RetryPolicy.taken_from(task_options),
-            tuple(outages),
-            order,
-            start_from,
-        )
-        _declare_task(made, f"{target.__module__}.{target.__qualname__}", task_options)
-        if isinstance(target, type):
-            target.subscriber = made  # type: ignore[attr-defined] # _handler_of saw to it
-        return target
-
-    return declare
-
-
 def subscribers_of(app: Celery) -> dict[str, Subscriber]:
     """The subscribers declared for this Celery application, by name."""
     found = (getattr(task, "subscriber", None) for task in app.tasks.values())
     return {each.name: each for each in found if isinstance(each, Subscriber)}
-
-
-_origins: dict[str, str] = {}
-
-_OWN_OPTIONS = {
-    *("name", "base", "bind", "subscriber", "acks_late", "reject_on_worker_lost"),
-    *("ignore_result", "expires", "queue", "exchange", "routing_key", "serializer"),
-}
-"""Task options on which the promise rests: an event may not expire, or be acknowledged early."""
-
-
-def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> None:
-    if own := sorted(_OWN_OPTIONS & options.keys()):
-        raise SubscriptionError(f"{made.name}: {', '.join(own)} cannot be set for a subscription")
-    if _origins.setdefault(made.name, origin) != origin:
-        raise SubscriptionError(
-            f"subscription {made.name!r} is declared twice: "
-            f"by {_origins[made.name]} and by {origin}; give one another name"
-        )
-
-    def run(task: Task[Any, Any], raws: list[str]) -> None:
-        with consuming(made.name, raws, task.request):
-            deliver(task, made, raws)
-
-    declare: Callable[..., Any] = shared_task
-    declare(
-        name=made.name,
-        bind=True,
-        subscriber=made,
-        acks_late=True,
-        reject_on_worker_lost=True,
-        ignore_result=True,
-        Request="cos_events.consumer:DeliveryRequest",
-        # The policy counts for each message; Celery's own limit must not be a second one.
-        max_retries=None,
-        **options,
-    )(run)
-
-
-def _names(names: Iterable[str] | None) -> frozenset[str] | None:
-    if isinstance(names, str):
-        return frozenset([names])
-    return None if names is None else frozenset(names)
-
-
-def _handler_of(target: Any, *, batched: bool) -> Callable[..., Any]:
-    if not inspect.isclass(target):
-        return target  # type: ignore[no-any-return]
-    method = "process_batch" if batched else "process_message"
-    if not issubclass(target, BaseSubscriber):
-        raise SubscriptionError(f"{target.__name__} must be a BaseSubscriber, or a function")
-    if not hasattr(target, method):
-        raise SubscriptionError(f"{target.__name__} has no {method}(self, message{'s' * batched})")
-    return getattr(target(), method)  # type: ignore[no-any-return]

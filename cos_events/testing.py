@@ -26,9 +26,9 @@ from cos_events.faults.folder import own_folder
 from cos_events.faults.kill_points import KILL_POINTS, Scope
 from cos_events.faults.processes import Process
 from cos_events.faults.wire import Wire
-from cos_events.ledger import Account, verify
 from cos_events.settings import get_settings
 from cos_events.store import engine as store_engine
+from cos_events.store.ledger import Account, verify
 
 __all__ = ["EventBus", "Unsettled", "event_bus"]
 

@@ -17,20 +17,27 @@ from cos_events.subscription import Subscription
 Row = dict[str, float]
 """What was found at one size, by the name of the column."""
 
-# Hex digits: PostgreSQL and the wire cannot make less of them, as they could of one letter.
-ENVELOPES = """
+# Ids that begin with the time, as `record_event` makes them. A text of hex digits: PostgreSQL and
+# the wire cannot make less of them, as they could of one letter.
+TIME_ORDERED_ID = """
+    encode(overlay(
+        uuid_send(gen_random_uuid())
+        placing substring(int8send((extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
+        FROM 1 FOR 6), 'hex')::uuid
+"""
+ENVELOPES = f"""
     SELECT id, json_build_object(
         'base_log_id', id, 'source_module', 'cc', 'timestamp', '2026-01-01T00:00:00.000000Z',
         'trace_id', '', 'request_id', '', 'event_type', 'event_log',
         'data', json_build_object('n', n, 'text', left(made.text, :size)))::text AS envelope
     FROM (
-        SELECT gen_random_uuid() AS id, n, (
+        SELECT {TIME_ORDERED_ID} AS id, n, (
             SELECT string_agg(md5(n::text || '.' || part::text), '')
             FROM generate_series(0, :size / 32) AS part
         ) AS text
         FROM generate_series(1, :count) AS n
     ) AS made
-"""
+"""  # noqa: S608 - ours
 RECORD = text(f"""
     INSERT INTO cos_events.outbox (event_id, source_module, event_type, envelope)
     SELECT id, 'cc', 'event_log', envelope FROM ({ENVELOPES}) AS made

@@ -1,4 +1,9 @@
-"""RabbitMQ: a durable fanout exchange a module, a quorum queue a subscription."""
+"""RabbitMQ: a durable fanout exchange a module, a quorum queue a subscription.
+
+Private of py-amqp is what the batch's frames stand on: `Channel.events`, `Channel.channel_id`,
+`Connection.frame_max` and `Connection.transport.write`. Tests of both directions, on a real server:
+`tests/integration/test_broker_wire.py`; of the frames: `tests/unit/test_frames.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Redis: one message of its own for each subscription, and the live fanout exchange."""
+"""Redis: one message of its own for each subscription, and the live fanout exchange.
+
+Private of Kombu is what the pipeline stands on: `Channel.conn_or_acquire` and
+`Channel.keyprefix_fanout`. `tests/integration/test_broker_wire.py` receives what it sends with
+Kombu, on a real server.
+"""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ def read_status() -> dict[str, Any]:
     """All that `status` shows, as one JSON-able object."""
     from redis import Redis, RedisError
 
-    from cos_events import broker, ledger
+    from cos_events import broker
     from cos_events.settings import get_settings, mask
-    from cos_events.store import retention, subscriptions
+    from cos_events.store import ledger, retention, subscriptions
     from cos_events.store.engine import explained, get_engine
 
     with explained(), get_engine().connect() as connection:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cos_events.cli.output import json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.servers import adopt_running
-
-if TYPE_CHECKING:
-    from sqlalchemy import Connection
 
 BATCH_SIZE = 10_000
 """Delivery rows that are dropped in one transaction."""
@@ -26,12 +23,12 @@ def command() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the subscriptions: what they want, and how they are."""
-    from cos_events.store import removal, subscriptions
+    from cos_events.store import subscriptions
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
     with explained(), get_engine().connect() as connection:
-        rows = removal.find(connection)
+        rows = subscriptions.rows(connection)
         conditions = subscriptions.conditions(connection)
     if as_json:
         print_json([{**row._mapping, "condition": conditions[row.name]} for row in rows])  # noqa: SLF001 - SQLAlchemy's public name for it
@@ -56,13 +53,13 @@ def list_(as_json: bool) -> None:
 @click.option("--because", default="by hand", show_default=True, help="What `status` shows.")
 def pause(name: str, because: str) -> None:
     """Call its handler no more until it is resumed; its events wait in PostgreSQL."""
-    from cos_events.store import removal
+    from cos_events.store import pauses, subscriptions
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
     with explained(), get_engine().begin() as connection:
-        _check_known(connection, name)
-        removal.pause(connection, name, because)
+        subscriptions.require(connection, name)
+        pauses.pause_by_hand(connection, name, because)
     click.echo(f"{name} is paused: {because}; go on with `cos-events subscriptions resume {name}`")
 
 
@@ -70,13 +67,13 @@ def pause(name: str, because: str) -> None:
 @click.argument("name")
 def resume(name: str) -> None:
     """Go on with what was paused, by hand or by an outage; what waits follows in order."""
-    from cos_events.store import removal
+    from cos_events.store import pauses, subscriptions
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
     with explained(), get_engine().begin() as connection:
-        _check_known(connection, name)
-        was_paused = removal.resume(connection, name)
+        subscriptions.require(connection, name)
+        was_paused = pauses.resume_by_hand(connection, name)
     click.echo(f"{name} goes on" if was_paused else f"{name} was not paused")
 
 
@@ -92,13 +89,13 @@ def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
     known again, as a new one.
     """
     from cos_events import broker
-    from cos_events.store import removal
+    from cos_events.store import removal, subscriptions
     from cos_events.store.engine import explained, get_engine
     from cos_events.topology import dead_letter_queue_name
 
     adopt_running()
     with explained(), get_engine().connect() as connection:
-        _check_known(connection, name)
+        subscriptions.require(connection, name)
         left = removal.undelivered(connection, name)
     if not as_json:
         owed = ", ".join(f"{number:,} {state}" for state, number in left.items() if number)
@@ -132,9 +129,3 @@ def _say_removed(name: str, left: dict[str, Any], dropped: int, as_json: bool) -
         print_json({"subscription": name, "undelivered": left, "deliveries_dropped": dropped})
     else:
         click.echo(f"{name} is removed, and {dropped:,} deliveries of it")
-
-
-def _check_known(connection: Connection, name: str) -> None:
-    from cos_events.dead_letters.finding import check_known
-
-    check_known(connection, name)

@@ -17,7 +17,7 @@ from cos_events.cli.when import When
 
 if TYPE_CHECKING:
     from cos_events.l1.healing import Unrecorded
-    from cos_events.ledger import Account, Scope
+    from cos_events.store.ledger import Account, Scope
 
 
 @click.command("verify")
@@ -70,7 +70,7 @@ def command(  # noqa: PLR0913 - the options
     Exits with 0 if nothing is missing and no L1 row is without an event, with 1 otherwise, with 2
     for a wrong option.
     """  # noqa: D301 - the mark of click for lines that stay
-    from cos_events.ledger import Scope
+    from cos_events.store.ledger import Scope
 
     adopt_running()
     scope = Scope(subscription, module, since, until)
@@ -119,13 +119,13 @@ def settled_accounts(grace: float, wait: float, scope: Scope | None = None) -> l
 
 
 def _accounts(grace: float, scope: Scope | None) -> list[Account]:
-    from cos_events.dead_letters.finding import check_known
-    from cos_events.ledger import outbox_range, verify
+    from cos_events.store import subscriptions
     from cos_events.store.engine import explained, get_engine
+    from cos_events.store.ledger import outbox_range, verify
 
     with explained(), get_engine().connect() as connection:
         connection.execution_options(isolation_level="REPEATABLE READ")
-        check_known(connection, scope.subscription if scope else None)
+        subscriptions.require(connection, scope.subscription if scope else None)
         first, last = outbox_range(connection)
         with progress_bar("events", last - first + 1) as done:
             return verify(connection, grace, scope, done)
@@ -134,9 +134,9 @@ def _accounts(grace: float, scope: Scope | None) -> list[Account]:
 def _report(
     scope: Scope, grace: float, accounts: list[Account], unrecorded: Unrecorded
 ) -> dict[str, object]:
-    from cos_events.ledger import outbox_range
     from cos_events.store import retention
     from cos_events.store.engine import explained, get_engine
+    from cos_events.store.ledger import outbox_range
 
     with explained(), get_engine().connect() as connection:
         first, last = outbox_range(connection)

@@ -8,10 +8,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Row
 
 from cos_events.envelope import Envelope, format_timestamp
-from cos_events.errors import SubscriptionError
 from cos_events.store import dead_letters, subscriptions
 from cos_events.store.dead_letters import Filter, Place
 from cos_events.store.engine import explained, get_engine
@@ -72,7 +71,7 @@ def find(which: Filter, limit: int | None = None) -> Iterator[DeadLetter]:
     left = limit
     while left is None or left > 0:
         with explained(), get_engine().connect() as connection:
-            check_known(connection, which.subscription)
+            subscriptions.require(connection, which.subscription)
             size = PAGE if left is None else min(PAGE, left)
             page = dead_letters.find(connection, which, size, after)
         yield from map(_letter, page)
@@ -80,19 +79,6 @@ def find(which: Filter, limit: int | None = None) -> Iterator[DeadLetter]:
             return
         after = page[-1].outbox_id, page[-1].subscription
         left = None if left is None else left - size
-
-
-def check_known(connection: Connection, name: str | None) -> None:
-    """Refuse the name of a subscription that does not exist.
-
-    Raises:
-        SubscriptionError: names those there are.
-    """
-    known = [each.name for each in subscriptions.load(connection)]
-    if name is not None and name not in known:
-        raise SubscriptionError(
-            f"there is no subscription {name!r}; there are: {', '.join(known) or 'none'}"
-        )
 
 
 def _letter(row: Row[Any]) -> DeadLetter:

@@ -7,11 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from cos_events.dead_letters import on_broker
-from cos_events.dead_letters.finding import check_known, find
+from cos_events.dead_letters.finding import find
 from cos_events.envelope import Envelope
 from cos_events.errors import SubscriptionError
 from cos_events.recording import encode, make_envelope
-from cos_events.store import dead_letters
+from cos_events.store import dead_letters, subscriptions
 from cos_events.store.dead_letters import Filter
 from cos_events.store.engine import explained, get_engine
 
@@ -29,7 +29,7 @@ def count(which: Filter) -> int:
         SubscriptionError: there is no such subscription.
     """
     with explained(), get_engine().connect() as connection:
-        check_known(connection, which.subscription)
+        subscriptions.require(connection, which.subscription)
         return dead_letters.count(connection, which)
 
 
@@ -103,7 +103,7 @@ def _in_batches(
     while limit is None or len(taken) < limit:
         size = BATCH_SIZE if limit is None else min(BATCH_SIZE, limit - len(taken))
         with explained(), get_engine().begin() as connection:
-            check_known(connection, which.subscription)
+            subscriptions.require(connection, which.subscription)
             batch = take(connection, which, size)
         taken += batch
         on_done(len(batch))

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session, joinedload
 from cos_events.errors import InvalidPayload
 from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
 from cos_events.l1.models import BaseLog
-from cos_events.ledger import Scope
 from cos_events.recording import encode, make_envelope
 from cos_events.store import retention
+from cos_events.store.ledger import Scope
 from cos_events.store.models import OutboxRow
 
 PAGE = 5_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, case, func, literal, or_, select, update
@@ -14,6 +14,9 @@ FIRST_PROBE = 1.0
 
 LONGEST_WAIT = 300.0
 """The most seconds between two probes."""
+
+UNTIL_RESUMED = datetime(9999, 12, 31, tzinfo=UTC)
+"""As `paused_until`: until a person resumes it."""
 
 PauseState = Literal["running", "paused", "probing"]
 """`probing`: paused, and the next event tries whether the outage is over."""
@@ -60,6 +63,25 @@ def resume(connection: Connection, name: str) -> bool:
     resumed = connection.execute(
         update(SubscriptionRow)
         .where(SubscriptionRow.name == name, SubscriptionRow.paused_until <= func.now())
+        .values(paused_until=None, paused_because=None, probes=0, probing_until=None)
+    )
+    return bool(resumed.rowcount)
+
+
+def pause_by_hand(connection: Connection, name: str, because: str) -> None:
+    """Pause it until it is resumed."""
+    connection.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.name == name)
+        .values(paused_until=UNTIL_RESUMED, paused_because=because, probes=0, probing_until=None)
+    )
+
+
+def resume_by_hand(connection: Connection, name: str) -> bool:
+    """Go on, whoever paused it; returns whether it was paused."""
+    resumed = connection.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.name == name, SubscriptionRow.paused_until.is_not(None))
         .values(paused_until=None, paused_because=None, probes=0, probing_until=None)
     )
     return bool(resumed.rowcount)

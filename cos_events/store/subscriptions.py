@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import (
     Connection,
+    Row,
     ScalarSelect,
     Text,
     case,
@@ -19,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
+from cos_events.errors import SubscriptionError
 from cos_events.store.models import OutboxRow, SubscriptionRow
 from cos_events.subscription import Recipient, Subscription
 
@@ -120,6 +122,25 @@ def load(connection: Connection) -> list[Recipient]:
         Recipient(name, _set(modules), _set(types), holding, holds)
         for name, modules, types, holding, holds in rows
     ]
+
+
+def rows(connection: Connection) -> Sequence[Row[Any]]:
+    """Every subscription with its whole state, by name."""
+    columns = SubscriptionRow.__table__.c
+    return connection.execute(select(*columns).order_by(columns.name)).all()
+
+
+def require(connection: Connection, name: str | None) -> None:
+    """Refuse the name of a subscription that does not exist; None passes.
+
+    Raises:
+        SubscriptionError: names those there are.
+    """
+    known = [each.name for each in load(connection)]
+    if name is not None and name not in known:
+        raise SubscriptionError(
+            f"there is no subscription {name!r}; there are: {', '.join(known) or 'none'}"
+        )
 
 
 def conditions(connection: Connection) -> dict[str, str]:

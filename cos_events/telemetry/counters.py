@@ -51,6 +51,8 @@ def share_counts(folder: str) -> None:
 
     Call it before anything is counted, and before a child is forked.
     """
+    # The client reads the variable only when it is imported; which form its values have is private
+    # to it. `tests/integration/telemetry/test_metrics.py` counts in a pool's children.
     os.environ[SHARED] = folder
     if _INSTALLED:
         shared: Any = client_values

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from cos_events import broker, log_l1
 from cos_events.cli.processes import workers
 from cos_events.embedded import EmbeddedValkey
-from cos_events.ledger import backlog, verify
+from cos_events.store.ledger import backlog, verify
 
 EVENTS = 50
 

@@ -15,11 +15,11 @@ from cos_events.broadcast import BrokerWire, make_broadcaster, make_wire
 from cos_events.envelope import Envelope
 from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder
-from cos_events.ledger import verify
 from cos_events.publisher import Publisher
 from cos_events.queue_room import QueueRoom
 from cos_events.relay import Redelivery
 from cos_events.store import deliveries, subscriptions
+from cos_events.store.ledger import verify
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 

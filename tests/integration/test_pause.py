@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 
 from cos_events import Envelope, pause
 from cos_events.broadcast import make_wire
+from cos_events.declaration import subscriber
 from cos_events.errors import SubscriptionError
 from cos_events.feeder import Feeder
 from cos_events.store import pauses
 from cos_events.store.models import SubscriptionRow
-from cos_events.subscribers import subscriber
 
 if TYPE_CHECKING:
     from conftest import Bus

@@ -12,10 +12,10 @@ from sqlalchemy.orm import Session
 
 from cos_events import record_event, retention
 from cos_events.l1 import healing, log_l1
-from cos_events.ledger import Scope
 from cos_events.retention import Retention
 from cos_events.store import deliveries, subscriptions
 from cos_events.store import retention as statements
+from cos_events.store.ledger import Scope
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 

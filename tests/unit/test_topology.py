@@ -99,6 +99,17 @@ def test_each_message_of_a_subscription_says_whose_it_is() -> None:
     assert message.delivery_info == {"exchange": "", "routing_key": "audit"}
 
 
+def test_a_task_message_is_the_one_that_celery_would_send() -> None:
+    theirs = Celery(set_as_current=False).amqp.as_task_v2("id", "t", (), {})
+    ours = task_headers("t", "id", "()")
+    assert theirs.body == ((), {}, EMBED)
+    assert theirs.headers.keys() - ours.keys() == {
+        *("stamps", "stamped_headers", "shadow", "group_index", "replaced_task_nesting")
+    }
+    differing = {name for name, value in ours.items() if theirs.headers.get(name, "?") != value}
+    assert differing == {"origin", "ignore_result"}
+
+
 def test_declared_queues_carry_a_task_message() -> None:
     name = f"audit_{uuid4().hex[:8]}"
     with Connection("memory://") as connection:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cos_events import subscribers
+from cos_events import declaration
 
-declare = subscribers.shared_task
+declare = declaration.shared_task
 
 
 def declare_early(**options: Any) -> Any:
     return declare(**{**options, "acks_late": False})
 
 
-subscribers.shared_task = declare_early
+declaration.shared_task = declare_early

@@ -40,6 +40,16 @@ def test_config_shows_every_setting_with_where_its_value_came_from(
     assert found["COS_EVENTS_QUEUE_DEPTH"] == {"value": "10000", "from": "default"}
 
 
+def test_a_variable_counts_in_lower_case_too_and_not_when_it_is_empty(
+    configured: None, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("cos_events_queue_depth", "2000")
+    monkeypatch.setenv("COS_EVENTS_API_PORT", "")
+    found = json.loads(cli("config", "--json").output)
+    assert found["COS_EVENTS_QUEUE_DEPTH"] == {"value": "2000", "from": "environment"}
+    assert found["COS_EVENTS_API_PORT"] == {"value": "8000", "from": "default"}
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
 def test_config_masks_secrets(configured: None, cli: Cli, options: list[str]) -> None:
     result = cli("config", *options)

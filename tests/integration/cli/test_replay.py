@@ -12,8 +12,8 @@ from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session
 
 from cos_events import replay
-from cos_events.ledger import verify
 from cos_events.store import deliveries
+from cos_events.store.ledger import verify
 from cos_events.store.models import DeliveryRow
 
 Cli = Callable[..., Result]

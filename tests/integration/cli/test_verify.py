@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from cos_events import Envelope, log_l1
 from cos_events.l1 import healing
-from cos_events.ledger import COUNTS, Scope
+from cos_events.store.ledger import COUNTS, Scope
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 
 Cli = Callable[..., Result]
@@ -168,7 +168,7 @@ def test_a_long_outbox_is_walked_in_ranges_with_the_same_result(
     for number in range(7):
         add_event(("cc", "pem")[number % 2], published=3600, mailer="delivered")
     whole = json.loads(cli("verify", "--json").output)
-    monkeypatch.setattr("cos_events.ledger.CHUNK", 2)
+    monkeypatch.setattr("cos_events.store.ledger.CHUNK", 2)
     assert json.loads(cli("verify", "--json").output) == whole
     (account,) = whole["subscriptions"]
     assert {name: each["delivered"] for name, each in account["modules"].items()} == {

@@ -19,9 +19,8 @@ from cos_events.store.redelivery import wanted
 CHUNK = 20_000
 """Outbox ids that are looked at in one statement."""
 
-COUNTS = (
-    *("committed", "delivered", "held", "waiting", "in_flight", "dead", "discarded", "missing"),
-)
+COUNTS = "committed", "delivered", "held", "waiting", "in_flight", "dead", "discarded", "missing"
+"""An account's counts, in its order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +114,10 @@ def verify(
         if scope.subscription in (None, each.name)
     }
     first, last = outbox_range(connection)
+    statement = _statement(scope)
     for start in range(first, last + 1, CHUNK):
         through = min(start + CHUNK - 1, last)
-        rows = connection.execute(
-            _statement(scope), {"grace": grace, "start": start, "through": through}
-        )
+        rows = connection.execute(statement, {"grace": grace, "start": start, "through": through})
         for name, module, delivered_ids, *counts in rows:
             books[name].add(module, dict(zip(COUNTS, counts, strict=True)), delivered_ids)
         on_done(through - start + 1)
@@ -206,7 +204,7 @@ def backlog(connection: Connection) -> Backlog:
 
 
 def unfinished(connection: Connection) -> dict[str, dict[str, int]]:
-    """How many deliveries of each subscription are `retrying` and `dead`; cheap."""
+    """How many deliveries of each subscription are `held`, `retrying` and `dead`; cheap."""
     rows = connection.execute(
         select(DeliveryRow.subscription, DeliveryRow.state, func.count())
         .where(DeliveryRow.state.in_(UNFINISHED))
