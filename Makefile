@@ -49,9 +49,9 @@ dist-check: $(STAMP) ## Build wheel and sdist, install them elsewhere, run the d
 compose-smoke: ## Bring docker-compose.yml up, put rows through it, take it down (needs Docker)
 	ops/compose-smoke.sh
 
-.PHONY: pooler
-pooler: ## Install PgBouncer, which a test needs (Debian and its kin; sudo)
-	sudo apt-get update -q && sudo apt-get install -y -q --no-install-recommends pgbouncer
+.PHONY: servers
+servers: ## Install the servers that tests start themselves: PgBouncer, RabbitMQ (Debian and its kin; sudo)
+	sudo ops/install-servers.sh
 
 .PHONY: constraints
 constraints: $(STAMP) ## Resolve all versions anew into constraints.txt (needs uv)

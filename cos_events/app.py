@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import gc
+import logging
 from typing import Any
 
 from celery import Celery, signals
 from celery.utils.text import str_to_list
+from kombu import Connection
 
 from cos_events import (
     broker,
     worker_telemetry,  # noqa: F401 - listens to the worker's signals
 )
-from cos_events.consumer import DeliveryStep, RelayStep
+from cos_events.consumer import DeliveryStep, RelayStep, is_installed
 from cos_events.errors import CosEventsError
 from cos_events.publisher import publish  # noqa: F401 - the task, which each application has
+from cos_events.settings import get_settings, mask
 from cos_events.store import subscriptions
 from cos_events.store.engine import explained, get_engine
 from cos_events.subscribers import subscribers_of
 from cos_events.topology import publish_queue, subscription_queue
+
+logger = logging.getLogger(__name__)
 
 
 def install(app: Celery) -> Celery:
@@ -78,7 +83,7 @@ _DEFAULTS = {
 
 @signals.worker_init.connect
 def _spare_collections(sender: Any, **_: Any) -> None:
-    if DeliveryStep in sender.app.steps["consumer"]:
+    if is_installed(sender.app):
         signals.worker_process_init.connect(_freeze)
         signals.worker_ready.connect(_freeze)
 
@@ -93,14 +98,25 @@ def _freeze(**_: Any) -> None:
 def _choose_transport(instance: Any, **_: Any) -> None:
     # In workers only: Flower's page of the broker knows Kombu's own transports alone.
     app: Celery = instance.app
-    if DeliveryStep in app.steps["consumer"] and app.conf.broker_transport is None:
+    if is_installed(app) and app.conf.broker_transport is None:
         app.conf.broker_transport = broker.transport_of(broker.broker_url())
+
+
+def _compare_brokers() -> None:
+    """Say so if what has no Celery application would look for another broker than this worker."""
+    ours, theirs = broker.broker_url(), get_settings().broker_url
+    if Connection(ours).as_uri() != Connection(theirs).as_uri():
+        logger.warning(
+            "this worker's broker is %s, but BROKER_URL means %s: set it to the same, for the "
+            "commands of cos-events and for processes that only record events",
+            *(mask(ours), mask(theirs)),
+        )
 
 
 @signals.celeryd_init.connect
 def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
     app: Celery = instance.app
-    if DeliveryStep not in app.steps["consumer"]:
+    if not is_installed(app):
         return
     rabbitmq = broker.on_rabbitmq()
     queues = [publish_queue()]
@@ -111,6 +127,7 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
         # On RabbitMQ Celery complains of each that is not there yet.
         if consumed is None or queue.name in consumed:
             app.amqp.queues.select_add(queue)
+    _compare_brokers()
     try:
         register_subscriptions(app)
     except CosEventsError as error:

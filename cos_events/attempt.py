@@ -11,9 +11,11 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Engine
+from psycopg2.extensions import TRANSACTION_STATUS_INERROR
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, SessionTransaction
 
 from cos_events import telemetry
 from cos_events.envelope import Envelope
@@ -29,6 +31,10 @@ _loop = PerThread(asyncio.Runner)
 
 class LedgerAway(Exception):
     """PostgreSQL failed the ledger, or went away under the handler: no attempt was made."""
+
+
+class ConnectionLost(LedgerAway):
+    """PostgreSQL went away while the handler ran; it may have been the handler's doing."""
 
 
 def attempt(
@@ -49,20 +55,24 @@ def attempt(
 
     Raises:
         LedgerAway: nothing of it is delivered, and nobody's fault.
+        ConnectionLost: the same, and perhaps the handler's fault.
         Exception: whatever the handler raised; then nothing of it is delivered.
     """
     by_id = {envelope.base_log_id: envelope for envelope in envelopes}
     ids = by_id.keys()
     name, attempts = subscriber.name, retries + 1
     if subscriber.wants_session:
-        with _unless_lost(), Session(engine or get_engine()) as session, session.begin():
+        with Session(engine or get_engine()) as session, session.begin() as begun:
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
             settled_at = monotonic()
-            call(subscriber, [by_id[each] for each in ids if each in fresh], session=session)
+            with _unless_lost(session.connection()):
+                call(subscriber, [by_id[each] for each in ids if each in fresh], session=session)
+            _require_open(session, begun)
             rest = ids - fresh.keys()
             with ledger():
                 known = deliveries.due(session, name, rest, attempts) if rest else {}
+            _commit(begun)
         _count(name, by_id, fresh, monotonic() - settled_at)
         return fresh.keys(), rest - known.keys()
     due, strangers = due_of(subscriber, envelopes, retries)
@@ -149,14 +159,38 @@ def ledger() -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise LedgerAway(f"{type(error).__name__}: {error.orig}") from error
+    except PoolTimeout as error:
+        raise LedgerAway(f"no connection is free: {error}") from error
 
 
 @contextmanager
-def _unless_lost() -> Iterator[None]:
-    # The handler's statements run on the ledger's connection: losing that is not its failure.
+def _unless_lost(connection: Connection) -> Iterator[None]:
+    # The handler's statements run on the ledger's connection: to lose that is no attempt.
     try:
         yield
+    except DBAPIError as error:
+        if connection.invalidated:
+            raise ConnectionLost(f"{type(error).__name__}: {error.orig}") from error
+        raise
+
+
+def _commit(begun: SessionTransaction) -> None:
+    # What a deferred constraint refuses is the handler's failure; a connection that is lost is not.
+    try:
+        begun.commit()
     except DBAPIError as error:
         if error.connection_invalidated:
             raise LedgerAway(f"{type(error).__name__}: {error.orig}") from error
         raise
+
+
+def _require_open(session: Session, begun: SessionTransaction) -> None:
+    if not begun.is_active:
+        raise Unsuccessful("the handler ended its session's transaction")
+    # PostgreSQL would answer COMMIT with ROLLBACK then, and no error.
+    driver: Any = session.connection().connection.dbapi_connection
+    if driver.get_transaction_status() == TRANSACTION_STATUS_INERROR:
+        raise Unsuccessful(
+            "the handler went on after a statement had failed: try that within "
+            "session.begin_nested()"
+        )

@@ -102,6 +102,16 @@ def bytes_of(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def problem() -> str | None:
+    """Why the broker cannot be used, in its own words; None if it can."""
+    try:
+        with connect() as connection:
+            connection.connect()
+    except Exception as error:  # noqa: BLE001 - whatever the transport raises
+        return str(error) or type(error).__name__
+    return None
+
+
 def queue_depths(names: Iterable[str]) -> dict[str, int] | None:
     """How many messages wait in each of these queues; a queue that does not exist is absent.
 
@@ -110,6 +120,8 @@ def queue_depths(names: Iterable[str]) -> dict[str, int] | None:
     depths: dict[str, int] = {}
     try:
         with connect() as connection:
+            # By itself: a login that is refused is among the errors of a channel.
+            connection.connect()
             for name in names:
                 try:
                     with connection.channel() as channel:

@@ -18,7 +18,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from celery import bootsteps
+from celery import Celery, bootsteps
 from celery.exceptions import Reject, TimeLimitExceeded, WorkerLostError
 from celery.worker.consumer import Consumer, Tasks
 from celery.worker.request import Request
@@ -200,6 +200,11 @@ class DeliveryStep(bootsteps.StartStopStep):
             self._on_decode_error(message, error)
         else:
             gathering.add(message)
+
+
+def is_installed(app: Celery) -> bool:
+    """Whether this application was given to `install`."""
+    return DeliveryStep in app.steps["consumer"]
 
 
 class RelayStep(bootsteps.StartStopStep):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
-from celery import shared_task
+from celery import Celery, shared_task, signals
 from celery.app.task import Task
 
 from cos_events.delivery import deliver
@@ -14,7 +15,7 @@ from cos_events.errors import SubscriptionError
 from cos_events.ordering import Order, OrderBy
 from cos_events.retry import Errors, RetryPolicy, check_errors
 from cos_events.store.subscriptions import StartFrom
-from cos_events.subscribers import Subscriber
+from cos_events.subscribers import Subscriber, subscribers_of
 from cos_events.subscription import Subscription
 from cos_events.telemetry import consuming
 
@@ -87,23 +88,21 @@ def subscriber(  # noqa: PLR0913 - what a subscription may ask for
             be called with a message.
     """
     declared = Subscription(name, _names(modules), _names(event_types))
-    if batch_size < 1 or batch_timeout <= 0:
-        raise SubscriptionError(f"{name}: batch_size must be 1 or more, batch_timeout over 0")
-    if order_by is not None and batch_size > 1:
-        raise SubscriptionError(f"{name}: order_by goes with batch_size 1 only")
-    if start_from not in ("now", "beginning") and getattr(start_from, "tzinfo", None) is None:
-        raise SubscriptionError(
-            f"{name}: start_from must be 'now', 'beginning' or an aware datetime, "
-            f"not {start_from!r}"
-        )
+    _check(declared, batch_size, batch_timeout, order_by, start_from)
     outages = pause_on if isinstance(pause_on, tuple | list) else (pause_on,)
     check_errors("pause_on", outages)
     order = None if order_by is None else Order(name, order_by)
 
     def declare(target: Declared) -> Declared:
         handle = _handler_of(target, batched=batch_size > 1)
+        if inspect.isgeneratorfunction(handle) or inspect.isasyncgenfunction(handle):
+            raise SubscriptionError(f"{name}: the handler must not yield: nobody would run it on")
         signature = inspect.signature(handle)
         wants_session = "session" in signature.parameters
+        if wants_session and "AsyncSession" in str(signature.parameters["session"].annotation):
+            raise SubscriptionError(
+                f"{name}: a handler's session is a plain Session, also in a coroutine"
+            )
         try:
             signature.bind(None, **({"session": None} if wants_session else {}))
         except TypeError as error:
@@ -134,6 +133,7 @@ _origins: dict[str, str] = {}
 _OWN_OPTIONS = {
     *("name", "base", "bind", "subscriber", "acks_late", "reject_on_worker_lost"),
     *("ignore_result", "expires", "queue", "exchange", "routing_key", "serializer"),
+    *("acks_on_failure_or_timeout",),
 }
 """Task options on which the promise rests: an event may not expire, or be acknowledged early."""
 
@@ -141,6 +141,11 @@ _OWN_OPTIONS = {
 def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> None:
     if own := sorted(_OWN_OPTIONS & options.keys()):
         raise SubscriptionError(f"{made.name}: {', '.join(own)} cannot be set for a subscription")
+    for unknown in (option for option in options if not hasattr(Task, option)):
+        known = [*RetryPolicy.options(), *(name for name in dir(Task) if name[0] != "_")]
+        near = get_close_matches(unknown, known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise SubscriptionError(f"{made.name}: there is no option {unknown}{hint}")
     if _origins.setdefault(made.name, origin) != origin:
         raise SubscriptionError(
             f"subscription {made.name!r} is declared twice: "
@@ -164,6 +169,47 @@ def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> Non
         max_retries=None,
         **options,
     )(run)
+
+
+def _check(
+    declared: Subscription,
+    batch_size: int,
+    batch_timeout: float,
+    order_by: OrderBy | None,
+    start_from: StartFrom,
+) -> None:
+    name = declared.name
+    if frozenset() in (declared.modules, declared.event_types):
+        raise SubscriptionError(
+            f"{name} wants no event at all: leave modules and event_types out for every one"
+        )
+    if not _is_number(batch_size, int) or batch_size < 1:
+        raise SubscriptionError(f"{name}: batch_size must be 1 or more, not {batch_size!r}")
+    if not _is_number(batch_timeout, int | float) or batch_timeout <= 0:
+        raise SubscriptionError(f"{name}: batch_timeout must be over 0, not {batch_timeout!r}")
+    if order_by is not None and batch_size > 1:
+        raise SubscriptionError(f"{name}: order_by goes with batch_size 1 only")
+    if start_from not in ("now", "beginning") and getattr(start_from, "tzinfo", None) is None:
+        raise SubscriptionError(
+            f"{name}: start_from must be 'now', 'beginning' or an aware datetime, "
+            f"not {start_from!r}"
+        )
+
+
+@signals.celeryd_init.connect
+def _require_install(instance: Any, **_: Any) -> None:
+    # By its name: what `install` adds knows this module, not the other way round.
+    app: Celery = instance.app
+    steps = {step.__name__ for step in app.steps["consumer"]}
+    if "DeliveryStep" not in steps and (names := ", ".join(sorted(subscribers_of(app)))):
+        raise SystemExit(
+            f"cos-events: this Celery application has subscriptions ({names}), but was not given "
+            "to cos_events.install: write app = install(Celery(…))"
+        )
+
+
+def _is_number(value: object, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _names(names: Iterable[str] | None) -> frozenset[str] | None:

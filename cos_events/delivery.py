@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import dead_letters, gate, telemetry
-from cos_events.attempt import LedgerAway, attempt, call, due_of, settle
+from cos_events.attempt import ConnectionLost, LedgerAway, attempt, call, due_of, settle
 from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail, wait_for_ledger
@@ -121,6 +121,9 @@ def _deliver_batch(
         except subscriber.pause_on as error:
             gate.outage(subscriber, batch, error)
             return True
+    except ConnectionLost as lost:
+        logger.info("%s: a batch lost PostgreSQL (%s); singly the one is known", task.name, lost)
+        return False
     except LedgerAway as away:
         wait_for_ledger(task, envelopes, away, retries)
         return True
@@ -195,8 +198,7 @@ def _deliver_one(
             return _Outcome()
         deaths = gate.count_death(subscriber, envelope) if _is_redelivered(task) else 0
         if deaths >= subscriber.retry_policy.max_deaths:
-            lost = WorkerLostError("each worker that had this event was lost")
-            return _Outcome(fail(task, subscriber, raw, retries, lost, deaths=deaths), lost)
+            return _lost(task, subscriber, raw, "each worker that had this event was lost", deaths)
         try:
             number, its = {names.ATTEMPT_NUMBER: retries + 1}, telemetry.in_hand(raw).traceparent
             with telemetry.span(names.ATTEMPT, task.name, number, its):
@@ -205,7 +207,7 @@ def _deliver_one(
             gate.outage(subscriber, [envelope], error)
             return _Outcome()
     except LedgerAway as away:
-        return _Outcome(wait_for_ledger(task, [raw], away, retries), away)
+        return _without_ledger(task, subscriber, raw, envelope, away)
     except Exception as error:  # noqa: BLE001 - whatever the handler raises
         gate.called(subscriber)
         return _Outcome(fail(task, subscriber, raw, retries, error), error)
@@ -213,6 +215,26 @@ def _deliver_one(
     gate.ended(subscriber, [envelope])
     _bury_strangers(task, {raw: envelope}, strangers)
     return _Outcome(delivered=bool(delivered))
+
+
+def _without_ledger(
+    task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope, away: LedgerAway
+) -> _Outcome:
+    """It comes again, and no attempt is counted; but as after a worker's death not for ever."""
+    if isinstance(away, ConnectionLost):
+        # PostgreSQL was restarted, or the handler ends each connection that it is given.
+        with suppress(LedgerAway):
+            deaths = gate.count_death(subscriber, envelope)
+            if deaths >= subscriber.retry_policy.max_deaths:
+                return _lost(task, subscriber, raw, f"its connection was lost: {away}", deaths)
+    return _Outcome(wait_for_ledger(task, [raw], away, task.request.retries), away)
+
+
+def _lost(
+    task: Task[Any, Any], subscriber: Subscriber, raw: str, why: str, deaths: int
+) -> _Outcome:
+    lost = WorkerLostError(why)
+    return _Outcome(fail(task, subscriber, raw, task.request.retries, lost, deaths=deaths), lost)
 
 
 def _is_redelivered(task: Task[Any, Any]) -> bool:

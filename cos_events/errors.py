@@ -41,7 +41,7 @@ class Rejected(CosEventsError):
 
 
 class Unsuccessful(CosEventsError):
-    """The handler returned False."""
+    """The handler failed without an exception of its own; the text says how."""
 
 
 class DatabaseAway(CosEventsError):

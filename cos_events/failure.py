@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from celery.app.task import Task
@@ -67,11 +68,22 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         return wait_for_ledger(task, [raw], away, retries)
     if first_failed_at is None:
         return None
+    event_id, text = envelope.base_log_id, dead_letters.describe(error)
     if isinstance(outcome, RetryAfter):
+        logger.warning(
+            "%s: event %s failed, attempt %d, the next in %.0f s: %s%s",
+            *(subscriber.name, event_id, retries + 1, outcome.seconds, text),
+            "".join(_frames(error)[-1:]),
+        )
         telemetry.count(names.RETRIED, envelope.source_module, subscriber.name)
         if outcome.seconds <= LONGEST_ON_BROKER:
             _send_again(task, raw, outcome.seconds, retries + 1)
         return outcome
+    logger.error(
+        "%s: event %s is a dead letter after %d attempts: %s: %s%s",
+        *(subscriber.name, event_id, retries + 1, outcome.reason, text),
+        "".join(_frames(error)),
+    )
     dead_letters.bury(
         task.app,
         subscriber.name,
@@ -84,6 +96,14 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     telemetry.count(names.DEAD, envelope.source_module, subscriber.name)
     gate.ended(subscriber, [envelope])
     return None
+
+
+def _frames(error: Exception) -> list[str]:
+    """Where it was raised, outermost call first, each on lines of its own.
+
+    Not the whole traceback as Python writes it: the texts in that may hold an event's content.
+    """
+    return [f"\n{each.rstrip()}" for each in traceback.format_tb(error.__traceback__)]
 
 
 def wait_for_ledger(
@@ -121,7 +141,7 @@ def _note(  # noqa: PLR0913 - the columns of the row
                 state="dead",
                 attempts=attempts,
                 error=f"{outcome.reason}: {text}",
-                next_attempt_at=None,
+                wait=None,
                 deaths=deaths,
             )
         return deliveries.note_failure(
@@ -131,7 +151,7 @@ def _note(  # noqa: PLR0913 - the columns of the row
             state="retrying" if outcome.seconds <= LONGEST_ON_BROKER else "held",
             attempts=attempts,
             error=text,
-            next_attempt_at=datetime.now(UTC) + timedelta(seconds=outcome.seconds),
+            wait=timedelta(seconds=outcome.seconds),
             deaths=deaths,
         )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy import Engine
 
@@ -50,7 +51,9 @@ class Feeder:
         if not waiting:
             return 0
         depths = depths_of([row.name for row in waiting])
-        return sum(self._turn(*row, self._depth - depths.get(row.name, 0)) for row in waiting)
+        return each_by_itself(
+            partial(self._turn, *row, self._depth - depths.get(row.name, 0)) for row in waiting
+        )
 
     def _turn(self, name: str, holding: bool, paused: bool, room: int) -> int:
         # Held for as long as copies are on their way: another feeder would see an old depth.
@@ -95,6 +98,28 @@ class Feeder:
                 held.take_back(connection, name, [row.event_id for row in released])
             raise
         return len(released)
+
+
+def each_by_itself(turns: Iterable[Callable[[], int]]) -> int:
+    """Give each subscription its turn, though the queue of another one cannot be used.
+
+    Returns:
+        The sum of what they return.
+
+    Raises:
+        BroadcastError: one failed; the broker itself is away, or all the others have had theirs.
+    """
+    done, failed = 0, None
+    for turn in turns:
+        try:
+            done += turn()
+        except BroadcastError as error:
+            if broker.problem():
+                raise
+            failed = error
+    if failed is not None:
+        raise failed
+    return done
 
 
 def depths_of(names: Sequence[str]) -> dict[str, int]:

@@ -7,6 +7,7 @@ import threading
 import time
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from cos_events.process import PerProcess
 from cos_events.store import pauses
@@ -39,7 +40,7 @@ def state(name: str) -> PauseState:
     try:
         with get_engine().connect() as connection:
             found = pauses.state(connection, name)
-    except DBAPIError:
+    except (DBAPIError, PoolTimeout):
         # The attempt itself will meet the database, and say so.
         return "running"
     _note(name, found)

@@ -38,6 +38,9 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
     Raises:
         InvalidPayload: names the field and what is wrong with it.
     """
+    if not isinstance(data, Mapping):
+        kind = type(data).__name__
+        raise InvalidPayload(f"cannot record this event: data must be a mapping, not {kind}")
     try:
         return Envelope(
             base_log_id=base_log_id or uuid7(),

@@ -22,6 +22,7 @@ import binascii
 import json
 from typing import Any
 
+from kombu.utils import json as kombu_json
 from redis import ConnectionError as RedisConnectionError
 
 from cos_events.redis_message import RedisMessage
@@ -63,7 +64,10 @@ def payload_of(item: bytes, queue: str) -> tuple[dict[str, Any], bool]:
     """What Kombu makes a message of, and whether it had to be wrapped for that."""
     try:
         payload = json.loads(item)
-    except (ValueError, RecursionError):
+        if isinstance(payload, dict) and isinstance(payload.get("body"), dict):
+            # Bytes, as Kombu puts them into JSON when `body_encoding` is utf-8.
+            payload = kombu_json.loads(item)
+    except (ValueError, TypeError, RecursionError):
         payload = None
     if _is_payload(payload):
         return payload, False
@@ -74,14 +78,14 @@ def payload_of(item: bytes, queue: str) -> tuple[dict[str, Any], bool]:
 def _is_payload(wrapper: Any) -> bool:
     try:
         properties = wrapper["properties"]
-        if properties.get("body_encoding") == "base64":
+        if (properties.get("body_encoding") or "").lower() == "base64":
             base64.b64decode(wrapper["body"])
         return (
-            isinstance(wrapper["body"], str)
-            and isinstance(properties["delivery_tag"], str)
-            and isinstance(properties["delivery_info"]["exchange"], str)
-            and isinstance(properties["delivery_info"]["routing_key"], str)
-            and properties.get("body_encoding") in (None, "base64")
+            isinstance(wrapper["body"], str | bytes)
+            and isinstance(properties["delivery_tag"], str | int)
+            and isinstance(properties["delivery_info"]["exchange"], str | None)
+            and isinstance(properties["delivery_info"]["routing_key"], str | None)
+            and (properties.get("body_encoding") or "utf-8").lower() in ("utf-8", "base64")
             and isinstance(wrapper.get("headers"), dict | None)
         )
     except (ValueError, TypeError, KeyError, AttributeError, binascii.Error):

@@ -51,20 +51,38 @@ GATHER_SECONDS = 0.02
 MAX_GATHERED = 100
 """So many acknowledgements go at once."""
 
+MAX_FETCHED_BYTES = 1 << 20
+"""So many bytes end a fetch: Redis serves nobody else meanwhile."""
+
 _TAKE = """
-local found, item = {}, ARGV[1]
+local mark = '"delivery_tag": "'
+local function tag_of(item, otherwise)
+  local _, before = string.find(item, mark, 1, true)
+  local after = before and string.find(item, '"', before + 1, true)
+  if not after or after == before + 1 or string.find(item, mark, after, true) then
+    return otherwise
+  end
+  return string.sub(item, before + 1, after - 1)
+end
+local found, item, size = {}, ARGV[1], 0
 for number = tonumber(ARGV[2]), tonumber(ARGV[3]) do
-  local tag = ARGV[4] .. number
+  local tag = tag_of(item, ARGV[4] .. number)
   redis.call('HSET', KEYS[2], tag, '[' .. item .. ARGV[5])
   redis.call('ZADD', KEYS[3], ARGV[6], tag)
-  found[#found + 1] = item
-  if number == tonumber(ARGV[3]) then break end
+  found[#found + 1], found[#found + 2] = tag, item
+  size = size + #item
+  if number == tonumber(ARGV[3]) or size >= tonumber(ARGV[7]) then break end
   item = redis.call('RPOP', KEYS[1])
   if not item then break end
 end
 return found
 """
-"""Notes the message at hand among the unacknowledged, then pops and notes more of the queue."""
+"""Notes the message at hand among the unacknowledged, then pops and notes more of the queue.
+
+By the tag that the message itself brings, as Kombu does: then the acknowledgement of a task that
+ran longer than the visibility timeout takes off the copy too, and a script that is sent twice
+forgets nothing. Where that is not to be found at a glance, by one of this channel's.
+"""
 
 
 class QoS(_redis.QoS):  # type: ignore[misc]
@@ -80,6 +98,8 @@ class QoS(_redis.QoS):  # type: ignore[misc]
 
         In a prefork worker it comes by ones and twos, each of which would cost a trip.
         """
+        if self.channel.rest:
+            return False
         room = self.can_consume_max_estimate()
         enough = max(1, self.prefetch_count // 16) if self._acknowledged else 1
         return room is None or room >= enough
@@ -112,15 +132,14 @@ class QoS(_redis.QoS):  # type: ignore[misc]
 
     def flush(self) -> None:
         """Acknowledge now."""
-        done, self._acknowledged = self._acknowledged, []
-        if done:
-            with (
-                self.channel.conn_or_acquire() as client,
-                client.pipeline(transaction=False) as pipe,
-            ):
-                pipe.zrem(self.unacked_index_key, *done)
-                pipe.hdel(self.unacked_key, *done)
-                pipe.execute()
+        if not (done := list(self._acknowledged)):
+            return
+        with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
+            pipe.zrem(self.unacked_index_key, *done)
+            pipe.hdel(self.unacked_key, *done)
+            pipe.execute()
+        # Only now: if the connection was lost, the channel's end tries once more.
+        del self._acknowledged[: len(done)]
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Put a message back; what is no message of Kombu's is wrapped as one first."""
@@ -144,6 +163,8 @@ class Channel(_redis.Channel):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._shared: Any = None
         self._to_acknowledge: set[str] = set()
+        self.rest: list[tuple[str, dict[str, Any]]] = []
+        """What was fetched and is still to be delivered, the last first, with its queue."""
         self._tag_prefix = f"{uuid()}."
         self._next_tag = 0
         super().__init__(*args, **kwargs)
@@ -171,6 +192,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         if not self.closed and isinstance(self._qos, QoS):
             try:
                 self._qos.flush()
+                self._put_back_rest()
             except self.connection_errors:
                 # It will be delivered again.
                 self._closing = True
@@ -188,7 +210,8 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             key, item = reply
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            self._deliver_all(queue, self._fetch(key, queue, item))
+            self.rest = [(queue, each) for each in reversed(self._fetch(key, queue, item))]
+            self._deliver_rest()
             return True
         finally:
             self._in_poll = None
@@ -204,12 +227,15 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         client, name = self._client(), json.dumps(queue).encode()
         items = self._take(
             [key, self.unacked_key, self.unacked_index_key],
-            [item, first, last, self._tag_prefix, b',"",' + name + b"]", time.time()],
+            [
+                *(item, first, last, self._tag_prefix, b',"",' + name + b"]", time.time()),
+                MAX_FETCHED_BYTES,
+            ],
             client=client,
         )
         payloads = []
-        for number, each in enumerate(items, first):
-            tag = f"{self._tag_prefix}{number}"
+        for noted_as, each in zip(items[::2], items[1::2], strict=True):
+            tag = bytes_to_str(noted_as)
             payload, wrapped = payload_of(each, queue)
             if wrapped:
                 client.hset(self.unacked_key, tag, _note(wrap(each, queue), name))
@@ -218,15 +244,33 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             payloads.append(payload)
         return payloads
 
-    def _deliver_all(self, queue: str, payloads: list[dict[str, Any]]) -> None:
-        waiting = iter(payloads)
+    def _deliver_rest(self) -> None:
+        """Deliver what was fetched; where a task runs meanwhile, the loop gets turns in between."""
+        loop = getattr(self.connection, "loop", None)
         try:
-            for payload in waiting:
+            while self.rest:
+                begun = time.monotonic()
+                queue, payload = self.rest.pop()
                 self.connection._deliver(payload, queue)  # noqa: SLF001 - as Kombu's own does
+                if loop is not None and time.monotonic() - begun > GATHER_SECONDS:
+                    loop.call_later(0, self._go_on)
+                    return
         except BaseException:
-            for payload in waiting:
-                self.qos.restore_by_tag(payload["properties"]["delivery_tag"], leftmost=True)
+            self._put_back_rest()
             raise
+
+    def _go_on(self) -> None:
+        if not self.closed:
+            self._deliver_rest()
+
+    def _put_back_rest(self) -> None:
+        # The last one first, so that they stand as they stood.
+        rest, self.rest = self.rest, []
+        for _queue, payload in rest:
+            tag = payload["properties"]["delivery_tag"]
+            if tag in self.qos.noted:
+                self.qos.noted.remove(tag)
+                self.qos.restore_by_tag(tag)
 
 
 class Transport(_redis.Transport):  # type: ignore[misc]

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -23,7 +24,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from cos_events.broadcast import BrokerWire, Copy, make_wire
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
-from cos_events.feeder import Feeder, depths_of
+from cos_events.feeder import Feeder, depths_of, each_by_itself
 from cos_events.publisher import BATCH_SIZE, publish_once
 from cos_events.retention import Retention
 from cos_events.settings import get_settings
@@ -78,7 +79,7 @@ class Redelivery:
             now = redelivery.snapshot(connection)
             self._look_ahead(now)
             looked_at = redelivery.worth_a_look(connection, now.last_id, self._after)
-        return sum(self._sweep_one(name, late=late) for name, late in looked_at)
+        return each_by_itself(partial(self._sweep_one, name, late=late) for name, late in looked_at)
 
     def _look_ahead(self, now: Snapshot) -> None:
         if self._seen and now.oldest_running >= self._seen.next_transaction:
@@ -144,8 +145,10 @@ class Redelivery:
                 again += redelivery.note_sent_again(connection, name, outbox_ids, self._after)
                 if outbox_ids is lost:
                     break
-        if late and not depths.get(name):
-            again += redelivery.take_late_retries(connection, name, self._after, BATCH_SIZE)
+        if late:
+            again += redelivery.take_late_retries(
+                connection, name, self._after, BATCH_SIZE, overtaken=bool(depths.get(name))
+            )
         return [Copy(envelope, attempts, True, trace) for envelope, attempts, trace in again]
 
 
@@ -182,12 +185,12 @@ class Relay:
             try:
                 while publish_once() == BATCH_SIZE and not self._stopping.is_set():
                     pass
+                retention.sweep()
                 with breaker:
                     if feeder.sweep():
                         # A queue that drains quickly would run dry until the next sweep.
                         pause = min(self._interval, FEEDING_INTERVAL)
                     redelivery.sweep()
-                    retention.sweep()
             except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
                 logger.debug("the relay waits: %s", error)
             except Exception:  # a relay that died would leave rows waiting for good

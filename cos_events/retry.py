@@ -75,14 +75,19 @@ class RetryPolicy:
     rejections: Errors = field(default=(Rejected, Reject), init=False)
 
     @classmethod
+    def options(cls) -> list[str]:
+        """Their names."""
+        return [each.name for each in fields(cls) if each.init]
+
+    @classmethod
     def taken_from(cls, task_options: dict[str, Any]) -> Self:
         """The policy in these task options, which are taken out of the dictionary.
 
         Raises:
             SubscriptionError: an option has the wrong type.
         """
-        names = [each.name for each in fields(cls) if each.init]
-        policy = cls(**{name: task_options.pop(name) for name in names if name in task_options})
+        given = {name: task_options.pop(name) for name in cls.options() if name in task_options}
+        policy = cls(**given)
         for name in ("autoretry_for", "dont_autoretry_for"):
             check_errors(name, getattr(policy, name))
         for name, kinds in _NUMBERS.items():

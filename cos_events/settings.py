@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -24,10 +25,10 @@ from cos_events.errors import ConfigurationError
 
 
 def mask(url: str) -> str:
-    """The URL with its password replaced, fit for a log or a page."""
+    """The URL with its passwords replaced, in its query too, fit for a log or a page."""
     # Not by urlsplit: it stumbles over what SQLAlchemy takes, such as a slash in a password.
     url = re.sub(r"^(\w[\w+.-]*://)?+([^:@]*):.*@", r"\1\2:***@", url, flags=re.DOTALL)
-    return re.sub(r"(?i)([?&]password=)[^&]*", r"\1***", url)
+    return re.sub(r"(?i)([?&][^=&]*pass[^=&]*=)[^&]*", r"\1***", url)
 
 
 def _url(*schemes: str) -> AfterValidator:
@@ -90,7 +91,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):
-    """What is in force; each field is an environment variable: its alias, or its name in capitals."""
+    """What is in force; each field is a variable of the environment: its alias, or its own name."""
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
@@ -125,7 +126,7 @@ class Settings(BaseSettings):
     trace_content: bool = Field(default=False, alias="COS_EVENTS_TRACE_CONTENT")
     """Whether spans hold envelopes, error texts and SQL, and with them what a prompt said."""
     metrics_listen: Listen | None = Field(default=None, alias="COS_EVENTS_METRICS_LISTEN")
-    """Where a worker answers Prometheus, as `host:port`; nowhere by default."""
+    """Where a worker, and the API, answer Prometheus, as `host:port`; nowhere by default."""
     wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
     """Seconds after which a frozen Redis or RabbitMQ counts as down."""
     api_host: str = Field(default="127.0.0.1", alias="COS_EVENTS_API_HOST")
@@ -180,6 +181,9 @@ def _explain(problem: Any) -> str:
     return f"{name}={value!r}: {problem['msg'].removeprefix('Value error, ')}"
 
 
+_OF_COMMANDS = {"COS_EVENTS_HOME", "COS_EVENTS_APP", "COS_EVENTS_PARENT"}
+"""Variables that commands know besides."""
+
 _SECRETS = {"COS_EVENTS_DEBUG_TOKEN", "FLOWER_BASIC_AUTH"}
 
 
@@ -190,6 +194,14 @@ class InForce:
     name: str
     value: str
     source: str
+
+
+def unknown() -> list[str]:
+    """Variables of the environment or `.env` that look like settings and are none."""
+    known = {(info.alias or field).upper() for field, info in Settings.model_fields.items()}
+    given = {*os.environ, *DotEnvSettingsSource(Settings)()}
+    named = {name.upper() for name in given if name.upper().startswith("COS_EVENTS_")}
+    return sorted(named - known - _OF_COMMANDS)
 
 
 def in_force() -> list[InForce]:

@@ -9,7 +9,7 @@ from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as ProcessPool
 
 from cos_events import telemetry
-from cos_events.consumer import DeliveryStep
+from cos_events.consumer import is_installed
 from cos_events.errors import CosEventsError
 from cos_events.settings import get_settings
 
@@ -18,7 +18,7 @@ from cos_events.settings import get_settings
 def _answer_prometheus(instance: Any, **_: Any) -> None:
     # Before anything is counted, and before the pool's children are forked.
     listen = get_settings().metrics_listen
-    if not listen or DeliveryStep not in instance.app.steps["consumer"]:
+    if not listen or not is_installed(instance.app):
         return
     from cos_events.metrics import serve  # noqa: PLC0415 - an extra, and rarely wanted
 
@@ -31,7 +31,7 @@ def _answer_prometheus(instance: Any, **_: Any) -> None:
 
 @signals.worker_init.connect
 def _trace_threads(sender: Any, **_: Any) -> None:
-    if DeliveryStep not in sender.app.steps["consumer"]:
+    if not is_installed(sender.app):
         return
     if issubclass(get_implementation(sender.pool_cls), ProcessPool):
         telemetry.load()

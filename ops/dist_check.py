@@ -19,6 +19,12 @@ NEEDED = {
     *("docs/architecture.md", "tests/conftest.py", ".ci/run", "workers/activity.py"),
 }
 
+EVERYTHING = """
+import cos_events
+for name in cos_events.__all__: getattr(cos_events, name)
+import cos_events.app, cos_events.relay, cos_events.cli.status, cos_events.cli.worker
+"""
+
 
 def run(*command: object, cwd: Path) -> None:
     print("$", *command, flush=True)
@@ -50,8 +56,13 @@ def main() -> None:
         chosen = ("-c", ROOT / "constraints.txt", f"{wheel}[all]")
         run(bin_ / "python", *install, *chosen, cwd=elsewhere)
         run(bin_ / "cos-events", "--version", cwd=elsewhere)
-        run(bin_ / "python", "-c", "import celeryconfig, workers", cwd=elsewhere)
+        run(bin_ / "python", "-c", "import workers.celeryconfig", cwd=elsewhere)
         run(bin_ / "cos-events", "demo", "--events", 50, cwd=elsewhere)
+        # Without any extra, what an application imports.
+        run(python, "-m", "venv", elsewhere / "bare", cwd=elsewhere)
+        bare = elsewhere / "bare" / "bin" / "python"
+        run(bare, *install, "-c", ROOT / "constraints.txt", wheel, cwd=elsewhere)
+        run(bare, "-c", EVERYTHING, cwd=elsewhere)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,12 @@ def guard(request: Request) -> None:
         )
 
 
+_OF_PROXIES = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
+
+
 def _from_here(request: Request) -> bool:
     # A proxy on this machine speaks for others: then a token is needed.
-    if request.client is None or "x-forwarded-for" in request.headers:
+    if request.client is None or _OF_PROXIES & set(request.headers):
         return False
     try:
         return ip_address(request.client.host).is_loopback

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from cos_events import telemetry
 from cos_events.api import debug, health, metrics
 from cos_events.api.recent import RecentMessages
-from cos_events.api.request_id import RequestIdMiddleware
+from cos_events.api.request_id import HEADER, SCOPE_KEY, RequestIdMiddleware
 from cos_events.errors import CosEventsError, InvalidPayload
 from cos_events.settings import get_settings
 
@@ -38,6 +38,7 @@ def create_app() -> FastAPI:
     app.include_router(metrics.router)
     app.add_exception_handler(InvalidPayload, _bad_input)
     app.add_exception_handler(CosEventsError, _unavailable)
+    app.add_exception_handler(Exception, _failed)
     app.add_middleware(RequestIdMiddleware)
     # The last one added is the outermost: the span holds all of the request.
     app.add_middleware(telemetry.TraceRequests)
@@ -58,3 +59,12 @@ async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
 
 async def _unavailable(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, status_code=503)
+
+
+async def _failed(request: Request, _error: Exception) -> JSONResponse:
+    # The error itself goes on to the server, which logs it.
+    return JSONResponse(
+        {"detail": "an error that nobody expected; it is in the log of the API"},
+        status_code=500,
+        headers={HEADER: request.scope.get(SCOPE_KEY, "")},
+    )

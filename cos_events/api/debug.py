@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, cast
@@ -32,6 +33,10 @@ router = APIRouter(
         404: {"description": "Not opened here."},
     },
 )
+
+
+PATIENCE = 0.5
+"""Seconds that Redis may take to answer a request for its health."""
 
 
 class TestLog(BaseModel):
@@ -68,6 +73,8 @@ class RedisHealth(BaseModel):
     breaker: Literal["closed", "open", "half_open"]
     breaker_opened: int
     """How often it has opened."""
+    connections_in_use: int
+    connections_idle: int
     max_connections: int
 
 
@@ -125,13 +132,18 @@ def _write(message: str) -> tuple[UUID, str]:
 async def redis_health() -> RedisHealth:
     """How Redis answers, and what the circuit breaker thinks of it."""
     settings, breaker = get_settings(), redis_breaker()
+    client = get_redis_client()
     begun, error = time.perf_counter(), None
     try:
         with breaker:
-            await get_redis_client().ping()
+            async with asyncio.timeout(PATIENCE):
+                await client.ping()
+    except TimeoutError:
+        error = f"no answer within {PATIENCE} s"
     except (RedisError, OSError, CircuitOpen) as failed:
         error = str(failed)
     latency = (time.perf_counter() - begun) * 1000
+    (idle, _), (in_use, _) = client.connection_pool.get_connection_count()
     return RedisHealth(
         url=mask(settings.redis_url),
         answers=error is None,
@@ -139,6 +151,8 @@ async def redis_health() -> RedisHealth:
         error=error,
         breaker=breaker.state,
         breaker_opened=breaker.opened,
+        connections_in_use=in_use,
+        connections_idle=idle,
         max_connections=settings.redis_max_connections,
     )
 

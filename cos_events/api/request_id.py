@@ -8,6 +8,9 @@ from cos_events import context
 
 HEADER = "x-request-id"
 
+SCOPE_KEY = "cos_events.request_id"
+"""Where the id is in the ASGI scope."""
+
 
 class RequestIdMiddleware:
     """Pure ASGI, for any application.
@@ -29,6 +32,8 @@ class RequestIdMiddleware:
             return
         given = next((v for k, v in scope["headers"] if k.lower() == HEADER.encode()), None)
         request_id = context.request_id_from(None if given is None else given.decode("latin-1"))
+        # For whoever answers outside of this: Starlette's last resort after an error does.
+        scope[SCOPE_KEY] = request_id
 
         async def send_with_id(message: Any) -> None:
             if message["type"] == "http.response.start":

@@ -7,9 +7,12 @@ Kombu, on a real server.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 from cos_events import broker
@@ -20,6 +23,8 @@ from cos_events.redis_message import RedisMessage
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Recipient
 from cos_events.topology import channel_name
+
+logger = logging.getLogger(__name__)
 
 MAX_BUFFERED = 2_000_000
 """The most characters of one pipeline, but for its last message."""
@@ -108,7 +113,18 @@ class _Pipeline:
                 commands.lpush(queue, *messages)
             for channel, message in self._published:
                 commands.publish(channel, message)
-            commands.execute()
+            answers = commands.execute(raise_on_error=False)
+        for queue, answer in zip_longest(self._pushed, answers):
+            if queue is not None and "WRONGTYPE" in str(answer):
+                # One key that somebody uses otherwise must not stop all the others.
+                _complain(queue, str(answer))
+            elif isinstance(answer, Exception):
+                raise answer
         self._published.clear()
         self._pushed.clear()
         self._buffered = 0
+
+
+@cache
+def _complain(queue: str, why: str) -> None:
+    logger.error("queue %s cannot be used: %s; delete or rename that key", queue, why)

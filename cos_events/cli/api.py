@@ -31,9 +31,9 @@ def command(host: str | None, port: int | None) -> None:
     GET  /metrics                      for Prometheus
 
     /debug and /metrics are open on this machine in development; elsewhere only with
-    COS_EVENTS_DEBUG_TOKEN.
+    COS_EVENTS_DEBUG_TOKEN. COS_EVENTS_METRICS_LISTEN answers Prometheus on a port of its own.
     """  # noqa: D301 - the mark of click for lines that stay
-    from cos_events import telemetry
+    from cos_events import metrics, telemetry
     from cos_events.cli.worker import PARENT, end_with
     from cos_events.context import RequestIdFilter
     from cos_events.errors import CosEventsError
@@ -53,6 +53,8 @@ def command(host: str | None, port: int | None) -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[handler])
     telemetry.configure("api")
     settings = get_settings()
+    if settings.metrics_listen:
+        metrics.serve(settings.metrics_listen)
     uvicorn.run(
         create_app(),
         host=host or settings.api_host,

@@ -14,10 +14,12 @@ def command(as_json: bool) -> None:
 
     Secrets are masked. What each means: docs/configuration.md.
     """
-    from cos_events.settings import in_force
+    from cos_events.settings import in_force, unknown
 
     settings = in_force()
     if as_json:
         print_json({each.name: {"value": each.value, "from": each.source} for each in settings})
     else:
         print_table(["setting", "value", "from"], [[x.name, x.value, x.source] for x in settings])
+    for name in unknown():
+        click.echo(f"{name} is set, but there is no such setting: is it misspelt?", err=True)

@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cos_events.embedded import Servers
 
 
 def home() -> Path:
@@ -49,7 +53,33 @@ def available(folder: Path | None, broker_url: str | None) -> Iterator[str]:
         return
     with embedded.servers(folder) as servers:
         use(database_url=servers.database_url, redis_url=servers.redis_url)
-        yield f"private PostgreSQL and Valkey in {servers.folder}"
+        yield private(servers)
+
+
+@contextmanager
+def own(broker_url: str | None) -> Iterator[str]:
+    """Private servers, whatever the environment says; nothing of them stays.
+
+    Args:
+        broker_url: instead of the private Valkey.
+
+    Yields:
+        One sentence that says which they are.
+    """
+    from cos_events import embedded
+
+    with embedded.servers(None) as servers:
+        use(
+            database_url=servers.database_url,
+            redis_url=servers.redis_url,
+            broker_url=broker_url or servers.redis_url,
+        )
+        yield private(servers)
+
+
+def private(servers: Servers) -> str:
+    """One sentence that says which servers these are."""
+    return f"private PostgreSQL and Valkey in {servers.folder}"
 
 
 def use(**urls: str) -> None:

@@ -62,7 +62,8 @@ def read_status() -> dict[str, Any]:
         used, oldest = retention.size(connection)
         keep = get_settings().retain_for
         held_up_by = keep and retention.held_up_by(connection, timedelta(seconds=keep))
-    depths = broker.queue_depths(conditions)
+    problem = broker.problem()
+    depths = None if problem else broker.queue_depths(conditions)
     settings = get_settings()
     try:
         with Redis.from_url(settings.redis_url, socket_timeout=settings.wire_timeout) as redis:
@@ -75,14 +76,14 @@ def read_status() -> dict[str, Any]:
         "kept": {"bytes": used, "oldest": oldest, "held_up_by": held_up_by},
         "broker": {
             "url": mask(broker.broker_url()),
-            "state": "up" if depths is not None else "down",
+            "state": f"down: {problem}" if problem else "up",
         },
         "channel": {"url": mask(settings.redis_url), "state": channel},
         "subscriptions": [
             {
                 "subscription": name,
                 "condition": condition,
-                "queued": None if depths is None else depths.get(name),
+                "queued": None if depths is None else depths.get(name, 0),
                 "held": unfinished.get(name, {}).get("held", 0),
                 "retrying": unfinished.get(name, {}).get("retrying", 0),
                 "dead": unfinished.get(name, {}).get("dead", 0),

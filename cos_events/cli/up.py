@@ -14,7 +14,7 @@ from cos_events.cli.servers import available, home
 
 
 @click.command("up")
-@click.option("--broker-url", help="Another broker than the private Valkey, such as amqp://…")
+@click.option("--broker-url", help="Use this broker instead of the private Valkey, e.g. amqp://…")
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),

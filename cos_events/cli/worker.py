@@ -15,6 +15,8 @@ import click
 from cos_events.cli.servers import adopt_running
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from cos_events.subscribers import Subscriber
 
 APP = "workers"
@@ -86,6 +88,8 @@ def publisher(app: str, concurrency: int, loglevel: str, celery_args: Sequence[s
     """
     from cos_events.topology import PUBLISH_QUEUE
 
+    adopt_running()  # before the application reads its settings
+    find_application(app)
     # What arrives while one batch goes out goes with the next; a second thread gains nothing then.
     pool = "solo" if concurrency == 1 else "threads"
     node = ["-Q", PUBLISH_QUEUE, "-P", pool, "-n", "publisher@%h"]
@@ -115,11 +119,31 @@ def find_subscribers(app: str, names: Sequence[str]) -> list[Subscriber]:
     Raises:
         SubscriptionError: there is no such application, or it has no such subscription.
     """
+    from cos_events.errors import SubscriptionError
+    from cos_events.subscribers import subscribers_of
+
+    found = find_application(app)
+    found.loader.import_default_modules()
+    known = subscribers_of(found)
+    if unknown := [name for name in names if name not in known]:
+        raise SubscriptionError(
+            f"{app} has no subscription {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(known)) or 'none'} (another application: -A or COS_EVENTS_APP)"
+        )
+    return [known[name] for name in names]
+
+
+def find_application(app: str) -> Celery:
+    """The Celery application that `-A` names.
+
+    Raises:
+        SubscriptionError: there is none, or it was not given to `install`.
+    """
     from celery import Celery
     from celery.app.utils import find_app
 
+    from cos_events.consumer import is_installed
     from cos_events.errors import SubscriptionError
-    from cos_events.subscribers import subscribers_of
 
     try:
         found = find_app(app)
@@ -127,20 +151,17 @@ def find_subscribers(app: str, names: Sequence[str]) -> list[Subscriber]:
         raise SubscriptionError(f"no Celery application {app!r} here: {error}") from error
     if not isinstance(found, Celery):
         raise SubscriptionError(f"no Celery application {app!r} here: it is {found!r}")
-    found.loader.import_default_modules()
-    known = subscribers_of(found)
-    if unknown := [name for name in names if name not in known]:
+    if not is_installed(found):
         raise SubscriptionError(
-            f"{app} has no subscription {', '.join(unknown)}; "
-            f"it has {', '.join(sorted(known)) or 'none'}"
+            f"{app} was not given to cos_events.install: write app = install(Celery(…)), "
+            "or name another application by -A or COS_EVENTS_APP"
         )
-    return [known[name] for name in names]
+    return found
 
 
 def _run_celery(app: str, concurrency: int, loglevel: str, args: Sequence[str]) -> None:
     from celery.bin.celery import celery
 
-    adopt_running()
     if parent := os.environ.get(PARENT):
         threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
     worker = ["-A", app, "worker", "-c", str(concurrency), "-l", loglevel, *args]

@@ -85,7 +85,7 @@ KILL_POINTS = {
     "subscriber.before_handler": _before("attempt:call"),
     "subscriber.after_handler": _after("attempt:call"),
     "subscriber.after_settle": _after("store.deliveries:settle"),
-    "subscriber.after_commit": _after("subscribers:deliver"),
+    "subscriber.after_commit": _after("declaration:deliver"),
     "subscriber.before_failure_note": _before("failure:_note"),
     "subscriber.before_retry_copy": _before("failure:_send_again"),
     "subscriber.after_retry_copy": _after("failure:_send_again"),

@@ -62,13 +62,24 @@ def find(
     result = Unrecorded()
     for page in _pages(engine, scope):
         with Session(engine) as session, session.begin():
+            looked_at = _kept(session.connection(), scope, page) if heal else page
             known = select(OutboxRow.event_id).where(OutboxRow.event_id == func.any(list(page)))
-            missing = set(page) - set(session.scalars(known))
+            missing = set(looked_at) - set(session.scalars(known))
             result.found += len(missing)
             if heal and missing:
                 _heal(session, missing, result)
         on_done(len(page))
     return result
+
+
+def _kept(connection: Connection, scope: Scope, page: Sequence[UUID]) -> Sequence[UUID]:
+    """Those that retention keeps as long as the transaction lasts."""
+    # What it dropped meanwhile would look as if it had never been recorded.
+    retention.alone(connection)
+    conditions = _conditions(connection, scope)
+    return connection.scalars(
+        select(BaseLog.id).where(BaseLog.id == func.any(list(page)), *conditions)
+    ).all()
 
 
 def _pages(engine: Engine, scope: Scope) -> Iterator[Sequence[UUID]]:

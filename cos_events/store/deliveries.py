@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from sqlalchemy import (
     Executable,
     Float,
     Integer,
+    Interval,
     Row,
     Table,
     Text,
@@ -65,12 +66,17 @@ _AGE = (
 
 
 def _make_upsert() -> Executable:
-    written = ("state", "attempts", "deaths", "error", "next_attempt_at")
+    given = ("state", "attempts", "deaths", "error")
+    written = {
+        **{name: bindparam(f"new_{name}", type_=_DELIVERY[name].type) for name in given},
+        # By PostgreSQL's clock, which also says when that is over.
+        "next_attempt_at": func.now() + bindparam("new_wait", type_=Interval),
+    }
     row = {
         "subscription": _SUBSCRIPTION,
         "event_id": _OUTBOX.event_id,
         "outbox_id": _OUTBOX.id,
-        **{name: bindparam(f"new_{name}", type_=_DELIVERY[name].type) for name in written},
+        **written,
     }
     statement = insert(cast("Table", DeliveryRow.__table__)).from_select(
         list(row), select(*row.values()).where(_IS_ONE_OF_THEM)
@@ -120,10 +126,10 @@ def note_failure(  # noqa: PLR0913 - the columns of the row
     state: DeliveryState,
     attempts: int,
     error: str,
-    next_attempt_at: datetime | None,
+    wait: timedelta | None,
     deaths: int = 0,
 ) -> datetime | None:
-    """Write what failed, and when it runs again; `deaths` counts those in a row.
+    """Write what failed, and how long from now it waits; `deaths` counts those in a row.
 
     Returns:
         When it first failed; None if the event is delivered or dead, and nothing was written.
@@ -135,7 +141,7 @@ def note_failure(  # noqa: PLR0913 - the columns of the row
         state=state,
         attempts=attempts,
         error=error,
-        next_attempt_at=next_attempt_at,
+        wait=wait,
         deaths=deaths,
     )
     return next((row.created_at for row in written), None)
@@ -144,7 +150,7 @@ def note_failure(  # noqa: PLR0913 - the columns of the row
 def _upsert(
     executor: Executor, subscription: str, event_ids: Iterable[UUID], **values: Any
 ) -> Sequence[Row[Any]]:
-    values = {"error": None, "next_attempt_at": None, "deaths": 0, **values}
+    values = {"error": None, "wait": None, "deaths": 0, **values}
     return executor.execute(
         _UPSERT,
         {

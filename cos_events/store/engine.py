@@ -29,6 +29,9 @@ _OWN_WAIT = "cos_events_own_wait"
 CONNECT_TIMEOUT = 5
 """Seconds to wait for PostgreSQL to accept a connection."""
 
+INSUFFICIENT_PRIVILEGE = "42501"
+"""PostgreSQL's code for a role that may not."""
+
 IDLE_SECONDS = 1.0
 """A pooled connection that was not used for so long is tried before it is used again."""
 
@@ -40,6 +43,9 @@ def make_engine(url: str, **options: Any) -> Engine:
         url: of the database.
         options: more of SQLAlchemy's own.
     """
+    # Whatever the server's default: a statement has to see what was committed before it, or the
+    # relay's watermark and the order of events would rely on what they cannot see.
+    options.setdefault("isolation_level", "READ COMMITTED")
     engine = create_engine(
         url, hide_parameters=True, connect_args={"connect_timeout": CONNECT_TIMEOUT}, **options
     )
@@ -156,7 +162,7 @@ def lacks_tables(error: DBAPIError) -> bool:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the two errors that a person can mend into sentences.
+    """Turn the errors that a person can mend into sentences.
 
     Raises:
         DatabaseAway: PostgreSQL cannot be reached, or refuses the user.
@@ -171,6 +177,17 @@ def explained() -> Iterator[None]:
             "check that it runs and that DATABASE_URL is right"
         ) from error
     except ProgrammingError as error:
+        code = getattr(error.orig, "pgcode", None)
+        if code is None:
+            # It was never asked: the driver does not understand the URL.
+            raise DatabaseAway(
+                f"DATABASE_URL={url!r} cannot be used: {str(error.orig).strip()}"
+            ) from error
+        if code == INSUFFICIENT_PRIVILEGE:
+            raise DatabaseAway(
+                f"PostgreSQL at {url} refuses: {str(error.orig).strip()}; "
+                "docs/deployment.md says what each role needs"
+            ) from error
         if not lacks_tables(error):
             raise
         raise SchemaMissing(

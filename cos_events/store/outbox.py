@@ -16,6 +16,7 @@ from sqlalchemy import (
     cast,
     extract,
     func,
+    literal_column,
     select,
     update,
 )
@@ -42,6 +43,14 @@ class Pending:
         return replace(self, traceparent=traceparent)
 
 
+LET_GO_AFTER = 60
+"""Seconds after which PostgreSQL ends the transaction of a publisher that has stopped within it:
+its rows would stay locked, and no subscription could begin or end to hold."""
+
+_LET_GO = func.set_config(
+    "idle_in_transaction_session_timeout", f"{LET_GO_AFTER}s", literal_column("true")
+)
+
 _CLAIM = (
     select(
         OutboxRow.id,
@@ -51,6 +60,7 @@ _CLAIM = (
         OutboxRow.traceparent,
         # Evaluated once, when there is a row: a trip to the database less.
         select(share_holding()).scalar_subquery(),
+        select(_LET_GO).scalar_subquery(),
     )
     .where(OutboxRow.published_at.is_(None))
     .order_by(OutboxRow.id)
@@ -85,7 +95,7 @@ def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) 
         rows = connection.execute(_CLAIM, given)
     else:
         rows = connection.execute(_CLAIM_THESE, {**given, "these": list(ids)})
-    return [Pending(*row[:-1]) for row in rows]
+    return [Pending(*row[:-2]) for row in rows]
 
 
 def mark_published(connection: Connection, ids: Sequence[int]) -> Sequence[Row[str, float]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    ScalarSelect,
     and_,
     false,
     func,
@@ -55,10 +56,12 @@ def snapshot(connection: Connection) -> Snapshot:
     last_id = connection.scalar(
         text("SELECT pg_sequence_last_value('cos_events.outbox_id_seq'::regclass)")
     )
+    # A number of our own: a snapshot's `xmax` only follows the last transaction that has ended, and
+    # one that runs may be above it.
     following, oldest = connection.execute(
         text(
-            "SELECT pg_snapshot_xmax(now)::text::bigint, pg_snapshot_xmin(now)::text::bigint "
-            "FROM pg_current_snapshot() AS now"
+            "SELECT pg_current_xact_id()::text::bigint, "
+            "pg_snapshot_xmin(pg_current_snapshot())::text::bigint"
         )
     ).one()
     return Snapshot(last_id or 0, following, oldest)
@@ -137,13 +140,8 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
         For each its id; whether it is overdue; and whether one that was published later by as much
         has been delivered already, so that it cannot be still in the queue.
     """
-    newest = select(OutboxRow.event_id, OutboxRow.published_at).order_by(OutboxRow.id.desc())
-    recent = newest.limit(RECENT).subquery()
     ours = DeliveryRow.subscription == subscription
-    delivered = there_is(
-        ours, DeliveryRow.event_id == recent.c.event_id, DeliveryRow.state == "delivered"
-    )
-    overtaken_by = select(func.max(recent.c.published_at)).where(delivered).scalar_subquery()
+    overtaken_by = _overtaken_by(subscription)
     return connection.execute(
         select(
             OutboxRow.id,
@@ -226,18 +224,32 @@ def note_sent_again(
 
 
 def take_late_retries(
-    connection: Connection, subscription: str, late: timedelta, limit: int
+    connection: Connection, subscription: str, late: timedelta, limit: int, *, overtaken: bool
 ) -> Sequence[Row[str, int, str | None]]:
-    """Retries whose time is long over, due again after `late`; as `note_sent_again`."""
+    """Retries whose time is long over, due again after `late`; as `note_sent_again`.
+
+    Args:
+        connection: in a transaction.
+        subscription: its name.
+        late: see above.
+        limit: the most retries.
+        overtaken: only those that what was published later by as much has overtaken, so that they
+            cannot be still in the queue.
+    """
+    overtaken_by = _overtaken_by(subscription) - late
     due = (
         select(DeliveryRow.event_id)
+        # Those of one that was removed are about to go.
+        .join(SubscriptionRow, SubscriptionRow.name == DeliveryRow.subscription)
+        .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
         .where(
             DeliveryRow.subscription == subscription,
             *_is_late(late),
+            *([DeliveryRow.next_attempt_at < overtaken_by] if overtaken else []),
         )
         .order_by(DeliveryRow.next_attempt_at)
         .limit(limit)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=DeliveryRow)
     )
     return connection.execute(
         update(DeliveryRow)
@@ -253,6 +265,18 @@ def take_late_retries(
             OutboxRow.traceparent,
         )
     ).all()
+
+
+def _overtaken_by(subscription: str) -> ScalarSelect[datetime]:
+    """When the newest event was published that has been delivered, as far as can be seen."""
+    newest = select(OutboxRow.event_id, OutboxRow.published_at).order_by(OutboxRow.id.desc())
+    recent = newest.limit(RECENT).subquery()
+    delivered = there_is(
+        DeliveryRow.subscription == subscription,
+        DeliveryRow.event_id == recent.c.event_id,
+        DeliveryRow.state == "delivered",
+    )
+    return select(func.max(recent.c.published_at)).where(delivered).scalar_subquery()
 
 
 def _is_late(late: timedelta) -> tuple[ColumnElement[bool], ...]:

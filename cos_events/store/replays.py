@@ -80,6 +80,8 @@ def run_again(
         .where(OutboxRow.id > after, OutboxRow.id <= through, *history.conditions())
         .order_by(OutboxRow.id)
         .limit(limit)
+        # What retention is about to drop would otherwise be held without its event.
+        .with_for_update(of=OutboxRow, key_share=True)
         .cte("page")
     )
     columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "generation"]

@@ -23,6 +23,11 @@ def try_alone(connection: Connection) -> bool:
     return bool(connection.scalar(lock))
 
 
+def alone(connection: Connection) -> None:
+    """Keep retention waiting until the transaction ends."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('cos_events.retention'))"))
+
+
 def next_page(connection: Connection, after: int, keep: timedelta, limit: int) -> Sequence[int]:
     """Those of the next `limit` outbox ids that are old enough and behind every watermark.
 
@@ -45,6 +50,9 @@ def drop(connection: Connection, ids: Sequence[int]) -> int:
 
     What is held, waits for a retry or is dead at any subscription stays.
     """
+    # Locked first: what is replayed meanwhile is held by then, and the next statement sees it.
+    locked = select(OutboxRow.id).where(OutboxRow.id == func.any(list(ids)))
+    ids = connection.scalars(locked.with_for_update(skip_locked=True)).all()
     names = list(connection.scalars(select(SubscriptionRow.name)))
     lacks = there_is(
         DeliveryRow.subscription == func.any(names),

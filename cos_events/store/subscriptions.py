@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from sqlalchemy import (
     Text,
     case,
     cast,
+    delete,
     false,
     func,
     select,
@@ -21,8 +23,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from cos_events.errors import SubscriptionError
-from cos_events.store.models import OutboxRow, SubscriptionRow
+from cos_events.store.models import STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.redelivery import wanted as wanted_by_it
 from cos_events.subscription import Recipient, Subscription
+
+logger = logging.getLogger(__name__)
 
 StartFrom = Literal["now", "beginning"] | datetime
 """Where in the history a new subscription begins."""
@@ -51,6 +56,7 @@ def register(
             "modules": _sorted(subscription.modules),
             "event_types": _sorted(subscription.event_types),
         }
+        changed = _note_change(connection, subscription)
         begin = _before((start_from or {}).get(subscription.name, "now"))
         history = {} if begin is None else {"backfill_until": now}
         first = now if begin is None else begin
@@ -79,6 +85,40 @@ def register(
                 },
             )
         )
+        if changed:
+            _forget_unwanted(connection, subscription.name)
+
+
+def _note_change(connection: Connection, now: Subscription) -> bool:
+    """Whether it wants other events than before, which is said."""
+    known = connection.execute(_LOAD.where(SubscriptionRow.name == now.name)).one_or_none()
+    before = None if known is None else (known.modules, known.event_types)
+    wanted = _sorted(now.modules), _sorted(now.event_types)
+    if changed := before not in (None, wanted):
+        logger.warning(
+            "%s wants other events than before: modules, event types %s, were %s. If two "
+            "applications declare it, each takes the other's events away: rename one",
+            *(now.name, wanted, before),
+        )
+    return changed
+
+
+def _forget_unwanted(connection: Connection, name: str) -> None:
+    """No worker would end its deliveries of events that it does not want any more."""
+    unwanted = (
+        select(DeliveryRow.event_id)
+        .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
+        .join(SubscriptionRow, SubscriptionRow.name == DeliveryRow.subscription)
+        .where(
+            DeliveryRow.subscription == name, DeliveryRow.state.in_(STILL_TO_RUN), ~wanted_by_it()
+        )
+        .with_for_update(skip_locked=True, of=DeliveryRow)
+    )
+    connection.execute(
+        delete(DeliveryRow).where(
+            DeliveryRow.subscription == name, DeliveryRow.event_id.in_(unwanted)
+        )
+    )
 
 
 def _before(start: StartFrom) -> ScalarSelect[int] | None:

@@ -204,7 +204,9 @@ METRICS = tuple(each for each in dict(globals()).values() if isinstance(each, Me
 """All of them."""
 
 LOGGERS = {
+    "cos_events.app": "a worker on another broker than BROKER_URL names",
     "cos_events.broadcast.bindings": "a queue on RabbitMQ that somebody made otherwise",
+    "cos_events.broadcast.redis": "a queue's key on Redis that somebody uses otherwise",
     "cos_events.broker": "that the broker did not say how much waits",
     "cos_events.capture": "committed events whose wake-up failed, left to the relay",
     "cos_events.circuit_breaker": "each outage of a server, when it begins and when it ends",
@@ -213,7 +215,7 @@ LOGGERS = {
     "cos_events.delivery": "a batch whose messages are tried singly, since it failed",
     "cos_events.dispatcher": "wake-ups that were not sent",
     "cos_events.embedded.lifetime": "private servers that others had left behind",
-    "cos_events.failure": "deliveries that wait, since PostgreSQL is away",
+    "cos_events.failure": "attempts that failed, dead letters; what waits as PostgreSQL is away",
     "cos_events.faults.folder": "what killed fault runs had left behind",
     "cos_events.feeder": "a subscription whose copies go to its queue again",
     "cos_events.retention": "events that everybody has had are dropped",
@@ -225,6 +227,7 @@ LOGGERS = {
     "cos_events.pubsub.subscribe": "what a listener may have missed while Redis was away",
     "cos_events.relay": "events that had got lost and are sent again",
     "cos_events.store.engine": "a pooler through which each commit waits for the disk",
+    "cos_events.store.subscriptions": "a subscription that wants other events than before",
     "cos_events.telemetry.counters": "a metric that cannot be counted",
 }
 """Each module that logs, and of what."""

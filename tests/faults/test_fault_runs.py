@@ -55,6 +55,7 @@ def fault_run() -> Iterator[Callable[..., Report]]:
         yield run
 
 
+@pytest.mark.usefixtures("rabbitmq_program")
 def test_without_redelivery_the_order_of_the_steps_alone_loses_nothing(
     fault_run: Callable[..., Report],
 ) -> None:
@@ -63,6 +64,7 @@ def test_without_redelivery_the_order_of_the_steps_alone_loses_nothing(
     assert set(report.kinds().values()) == {1}
 
 
+@pytest.mark.usefixtures("rabbitmq_program")
 def test_a_build_that_marks_before_it_broadcasts_is_found_out(
     fault_run: Callable[..., Report],
 ) -> None:
@@ -70,6 +72,7 @@ def test_a_build_that_marks_before_it_broadcasts_is_found_out(
     assert (report.ok, report.missing > 0) == (False, True)
 
 
+@pytest.mark.usefixtures("rabbitmq_program")
 def test_a_build_that_acknowledges_before_the_work_is_found_out(
     fault_run: Callable[..., Report],
 ) -> None:

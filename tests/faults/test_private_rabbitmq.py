@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
@@ -21,11 +18,7 @@ QUEUE = Queue("kept", durable=True)
 
 
 @pytest.fixture
-def server() -> Iterator[PrivateRabbitMQ]:
-    if not (shutil.which("rabbitmq-server") or Path(rabbitmq.SCRIPTS).exists()):
-        if os.environ.get("CI"):
-            pytest.fail("rabbitmq-server is not installed, and in CI it must", pytrace=False)
-        pytest.skip("rabbitmq-server is not installed")
+def server(rabbitmq_program: None) -> Iterator[PrivateRabbitMQ]:
     with own_folder() as home:
         made = PrivateRabbitMQ(home.path / "rabbitmq", 'it\'s "secret"')
         yield made

@@ -123,6 +123,26 @@ def test_what_cannot_be_retried_is_dead_in_the_ledger_and_on_the_dead_letter_que
     assert headers["attempts"] == attempts
 
 
+def test_the_log_says_what_failed_and_where_and_nothing_of_the_event(
+    bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = bus.declare(raises(ValueError("no")), max_retries=1)
+    raw = bus.record()
+    for retries in (0, 1):
+        bus.run(name, raw, retries=retries)
+    failed, dead = [each for each in caplog.records if each.name == "cos_events.failure"]
+    assert (failed.levelname, dead.levelname) == ("WARNING", "ERROR")
+    assert f"{name}: event {Envelope.decode(raw).base_log_id} failed, attempt 1, the next in" in (
+        failed.getMessage()
+    )
+    assert "is a dead letter after 2 attempts: retries exhausted: ValueError: no" in (
+        dead.getMessage()
+    )
+    for each in (failed, dead):
+        assert f'File "{__file__}", line ' in each.getMessage()
+        assert raw not in each.getMessage()
+
+
 def test_a_dead_letter_says_when_its_first_attempt_failed(bus: Bus) -> None:
     name, raw = bus.declare(raises(ValueError("no")), max_retries=1, **AT_ONCE), bus.record()
     bus.run(name, raw)

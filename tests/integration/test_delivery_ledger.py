@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, create_engine, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope
-from cos_events.store import deliveries
+from cos_events.store import deliveries, engine
 from cos_events.store.models import DeliveryRow
 
 HISTORY = text("""
@@ -35,8 +37,120 @@ def test_a_lost_database_connection_is_no_attempt_of_the_handler(bus: Any) -> No
 
     name, raw = bus.declare(handler, **ONLY_OS_ERRORS), bus.record()
     assert bus.run(name, raw) == "RETRY"
-    assert bus.row(name, raw) is None
+    row = bus.row(name, raw)
+    assert (row.state, row.attempts, row.deaths) == ("retrying", 0, 1)
     assert bus.dead_letters(name) == []
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in a batch"])
+def test_an_event_that_ends_every_connection_it_gets_is_a_dead_letter_in_the_end(
+    bus: Any, together: bool
+) -> None:
+    worked: list[object] = []
+
+    def handle(message: Envelope, session: Session) -> None:
+        if message.data["ends"]:
+            end_own_connection(session)
+        worked.append(message.base_log_id)
+
+    def handle_batch(messages: list[Envelope], session: Session) -> None:
+        for message in messages:
+            handle(message, session)
+
+    name = bus.declare(handle_batch, batch_size=2) if together else bus.declare(handle)
+    bad, good = bus.record(ends=True), bus.record(ends=False)
+    for _ in range(5):
+        bus.run(name, bad, good)
+    assert [bus.state(name, raw) for raw in (bad, good)] == ["dead", "delivered"]
+    assert worked == [Envelope.decode(good).base_log_id]
+    assert "its connection was lost" in bus.row(name, bad).error
+
+
+def test_another_database_that_a_handler_loses_is_its_own_failure(
+    bus: Any, database: Engine
+) -> None:
+    def handler(message: Envelope, session: Session) -> None:
+        other = create_engine(database.url)
+        with Session(other) as elsewhere:
+            end_own_connection(elsewhere)
+
+    name, raw = bus.declare(handler, **ONLY_OS_ERRORS), bus.record()
+    bus.run(name, raw)
+    assert bus.row(name, raw).state == "dead"
+
+
+def swallow(session: Session) -> None:
+    with suppress(DBAPIError):
+        session.execute(text("SELECT 1 / 0"))
+
+
+@pytest.mark.parametrize(
+    ("handle", "sentence"),
+    [
+        (swallow, "went on after a statement had failed"),
+        (lambda session: session.rollback(), "ended its session's transaction"),
+    ],
+    ids=["an error is swallowed", "it rolls back"],
+)
+def test_a_handler_whose_work_would_be_rolled_back_has_failed(
+    bus: Any, handle: Callable[[Session], None], sentence: str
+) -> None:
+    name = bus.declare(lambda message, session: handle(session), max_retries=0)
+    raw = bus.record()
+    bus.run(name, raw)
+    row = bus.row(name, raw)
+    assert (row.state, row.attempts) == ("dead", 1)
+    assert sentence in row.error
+
+
+def test_an_error_within_a_savepoint_may_be_swallowed(bus: Any) -> None:
+    def handler(message: Envelope, session: Session) -> None:
+        with suppress(DBAPIError), session.begin_nested():
+            session.execute(text("SELECT 1 / 0"))
+
+    name, raw = bus.declare(handler), bus.record()
+    assert bus.run(name, raw) == "SUCCESS"
+    assert bus.state(name, raw) == "delivered"
+
+
+@pytest.mark.parametrize("wants_session", [False, True])
+def test_a_pool_without_a_free_connection_is_no_attempt(
+    bus: Any, monkeypatch: pytest.MonkeyPatch, wants_session: bool
+) -> None:
+    made: list[Engine] = []
+
+    def small(url: str, **options: Any) -> Engine:
+        made.append(make_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.2, **options))
+        return made[-1]
+
+    make_engine = engine.make_engine
+    monkeypatch.setattr(engine, "make_engine", small)
+    engine.reset()
+
+    def with_session(message: Envelope, session: Session) -> None: ...
+
+    def without(message: Envelope) -> None: ...
+
+    name = bus.declare(with_session if wants_session else without, max_retries=0)
+    raw = bus.record()
+    get = engine.get_engine if wants_session else engine.get_autocommit_engine
+    with get().connect():
+        assert bus.run(name, raw) == "RETRY"
+    assert bus.row(name, raw) is None
+    engine.reset()
+
+
+def test_isolation_is_read_committed_whatever_the_database_says(database: Engine) -> None:
+    isolation = "SHOW transaction_isolation"
+    with database.begin() as connection:
+        name = database.url.database
+        connection.execute(
+            text(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+        )
+    engine.reset()
+    for get in (engine.get_engine, engine.get_relaxed_engine):
+        with get().connect() as connection:
+            assert connection.scalar(text(isolation)) == "read committed"
 
 
 def test_a_failing_statement_of_the_handler_is_its_own_failure(bus: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -198,7 +198,7 @@ def test_what_a_task_has_left_alone_it_does_not_send_again(bus: Bus, database: E
             state="retrying",
             attempts=1,
             error="gone",
-            next_attempt_at=datetime.now(UTC) + timedelta(seconds=0.5),
+            wait=timedelta(seconds=0.5),
         )
     bus.run(name, waits, other)
     assert [bus.state(name, raw) for raw in (waits, other)] == ["retrying", "delivered"]

@@ -109,6 +109,12 @@ def test_what_the_caller_changes_afterwards_is_not_recorded(session) -> None:
     assert '"a":[1]' in session.scalars(select(OutboxRow.envelope)).one()
 
 
+@pytest.mark.parametrize("data", [None, [1], "text", 7])
+def test_data_that_is_no_mapping_is_refused(session, data) -> None:
+    with pytest.raises(InvalidPayload, match=f"must be a mapping, not {type(data).__name__}"):
+        record_event(session, "order_placed", data)
+
+
 @pytest.mark.parametrize(
     ("value", "field"),
     [

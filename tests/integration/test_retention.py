@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
+import sqlalchemy
+from locks import waits_for_a_lock
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session
 
-from cos_events import record_event, retention
+from cos_events import record_event, replay, retention
 from cos_events.l1 import healing, log_l1
+from cos_events.l1.models import BaseLog
 from cos_events.retention import Retention
-from cos_events.store import deliveries, subscriptions
+from cos_events.store import deliveries, replays, subscriptions
 from cos_events.store import retention as statements
 from cos_events.store.ledger import Scope
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.replays import History
 from cos_events.subscription import Subscription
 
 DAY = 86_400.0
@@ -194,3 +200,53 @@ def test_status_says_who_holds_it_up(database: Engine, event: Callable[..., UUID
         used, oldest = statements.size(connection)
     assert used > 8192
     assert oldest is not None
+
+
+def test_what_is_replayed_meanwhile_is_not_held_without_its_event(
+    database: Engine, event: Callable[..., UUID], eventually: Callable[..., None]
+) -> None:
+    subscribe(database, "mailer")
+    for _ in range(3):
+        event(8, "mailer")
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as connection:
+            page = statements.next_page(connection, 0, timedelta(days=7), 10)
+            assert statements.drop(connection, page) == 3
+            said = pool.submit(replay.run_again, History("mailer"))
+            eventually(lambda: waits_for_a_lock(database))
+        assert said.result() == 0
+    with Session(database) as session:
+        assert session.scalars(select(DeliveryRow)).all() == []
+
+
+def test_what_a_replay_holds_is_not_dropped(database: Engine, event: Callable[..., UUID]) -> None:
+    subscribe(database, "mailer")
+    replayed, old = event(8, "mailer"), event(8, "mailer")
+    with database.connect() as person, person.begin():
+        replays.run_again(person, History("mailer"), 0, 1, 10)
+        with database.begin() as connection:
+            page = statements.next_page(connection, 0, timedelta(days=7), 10)
+            assert statements.drop(connection, page) == 1
+    with Session(database) as session:
+        assert session.scalars(select(OutboxRow.event_id)).all() == [replayed]
+        assert session.get(DeliveryRow, ("mailer", old)) is None
+
+
+def test_what_is_dropped_while_l1_is_healed_is_not_recorded_once_more(database: Engine) -> None:
+    with Session(database) as session, session.begin():
+        event_id = log_l1(session, "event_log", {"level": "i", "component": "c", "message": "m"})
+        session.flush()
+        past = datetime.now(UTC) - timedelta(days=2)
+        row = update(OutboxRow).where(OutboxRow.event_id == event_id)
+        session.execute(row.values(published_at=past, recorded_at=past))
+        session.execute(update(BaseLog).values(recorded_at=past))
+    dropped: list[int] = []
+
+    def drop_now(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "base_log" in statement and "LIMIT" in statement and not dropped:
+            dropped.append(Retention(database, DAY).sweep())
+
+    sqlalchemy.event.listen(database, "after_cursor_execute", drop_now)
+    found = healing.find(database, Scope(), heal=True)
+    sqlalchemy.event.remove(database, "after_cursor_execute", drop_now)
+    assert (dropped, found.found, found.healed) == ([1], 0, 0)

@@ -97,12 +97,14 @@ def test_each_alert_says_what_is_wrong_and_how_bad_it_is() -> None:
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}
 
 
-def test_prometheus_loads_the_rules_and_scrapes_where_workers_listen() -> None:
+def test_prometheus_loads_the_rules_and_scrapes_where_processes_listen() -> None:
     assert CONFIG["rule_files"] == ["alerts.yml"]
-    jobs = {job["job_name"]: job for job in CONFIG["scrape_configs"]}
-    assert set(jobs) == {"cos-events-api", "cos-events-workers"}
-    (workers,) = jobs["cos-events-workers"]["dns_sd_configs"]
-    assert workers["port"] == 9464
+    (job,) = CONFIG["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    services = yaml.safe_load((OPS.parent / "docker-compose.yml").read_text())["services"]
+    for name in found["names"]:
+        listen = services[name]["environment"]["COS_EVENTS_METRICS_LISTEN"]
+        assert listen == f"0.0.0.0:{found['port']}"
 
 
 def test_the_alerts_fire_when_they_should() -> None:

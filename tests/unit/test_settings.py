@@ -171,8 +171,10 @@ def test_mask_hides_the_password_and_nothing_else(url, masked) -> None:
     assert mask(url) == masked
 
 
-def test_mask_hides_a_password_among_the_options() -> None:
-    assert "hunter2" not in mask("postgresql://h/d?user=app&password=hunter2&sslmode=require")
+@pytest.mark.parametrize("name", ["password", "sslpassword", "ssl_password", "PASSFILE"])
+def test_mask_hides_a_password_among_the_options(name: str) -> None:
+    masked = mask(f"postgresql://h/d?user=app&{name}=hunter2&sslmode=require")
+    assert masked == f"postgresql://h/d?user=app&{name}=***&sslmode=require"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """How a subscriber is declared, and what Celery makes of it."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery, current_app
@@ -10,6 +10,9 @@ from celery import Celery, current_app
 from cos_events import BaseSubscriber, Envelope, subscriber
 from cos_events.errors import SubscriptionError
 from cos_events.subscribers import Subscriber, subscribers_of
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 
 @pytest.fixture
@@ -164,15 +167,23 @@ def test_a_wrong_name_is_refused(name) -> None:
 def test_wrong_filters_are_refused() -> None:
     with pytest.raises(SubscriptionError, match="'CC' cannot name a module"):
         subscriber("audit", modules="CC")
+    with pytest.raises(SubscriptionError, match="audit wants no event at all"):
+        subscriber("audit", event_types=[])
     with pytest.raises(SubscriptionError, match="'x y' cannot name"):
         subscriber("audit", event_types=["event_log", "x y"])
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 0}, {"batch_size": -1}, {"batch_timeout": 0}, {"batch_timeout": -1}]
+    "options",
+    [
+        *({"batch_size": 0}, {"batch_size": -1}, {"batch_timeout": 0}, {"batch_timeout": -1}),
+        *({"batch_size": "2"}, {"batch_size": True}, {"batch_timeout": "1"}),
+    ],
 )
 def test_a_batch_of_nothing_is_refused(options) -> None:
-    with pytest.raises(SubscriptionError, match="audit: batch_size must be 1 or more"):
+    with pytest.raises(
+        SubscriptionError, match="audit: batch_(size must be 1 or more|timeout must be over 0), not"
+    ):
         subscriber("audit", **options)
 
 
@@ -185,6 +196,17 @@ def test_a_name_is_taken_once_and_both_places_are_named(app, unique) -> None:
     assert f"{__name__}.listen" in str(refused.value)
     assert f"{__name__}.write" in str(refused.value)
     assert subscribers_of(app)[name].handle is listen
+
+
+def handle_bit_by_bit(message: Envelope) -> Iterator[int]:
+    yield 1
+
+
+async def handle_bit_by_bit_later(message: Envelope) -> AsyncIterator[int]:
+    yield 1
+
+
+async def write_later(message: Envelope, session: "AsyncSession") -> None: ...
 
 
 class NothingToDo(BaseSubscriber):
@@ -206,6 +228,12 @@ class Foreign:
         (NothingToDo, {}, r"NothingToDo has no process_message\(self, message\)"),
         (NothingToDo, {"batch_size": 2}, r"NothingToDo has no process_batch\(self, messages\)"),
         (Foreign, {}, "Foreign must be a BaseSubscriber, or a function"),
+        (handle_bit_by_bit, {}, "must not yield"),
+        (handle_bit_by_bit_later, {}, "must not yield"),
+        (write_later, {}, "a plain Session, also in a coroutine"),
+        (listen, {"max_retry": 3}, "no option max_retry; did you mean max_retries?"),
+        (listen, {"retry_kwargs": {"max_retries": 3}}, "no option retry_kwargs"),
+        (listen, {"rate_limits": "1/s"}, "no option rate_limits; did you mean rate_limit?"),
         (listen, {"autoretry_for": ValueError}, "autoretry_for must be a tuple of exception"),
         (listen, {"autoretry_for": ("OSError",)}, "autoretry_for must be a tuple of exception"),
     ],
@@ -216,6 +244,12 @@ class Foreign:
         "no process_message",
         "no process_batch",
         "no BaseSubscriber",
+        "a generator",
+        "an asynchronous generator",
+        "an asynchronous session",
+        "a misspelt option of the policy",
+        "an option of Celery's autoretry",
+        "a misspelt option of Celery",
         "one exception",
         "an exception's name",
     ],

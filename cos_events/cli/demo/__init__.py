@@ -8,11 +8,16 @@ from pathlib import Path
 import click
 
 from cos_events.cli.interrupt import cleaning_up, temporary_folder
-from cos_events.cli.servers import available
+from cos_events.cli.servers import available, own
 
 
 @click.command("demo")
-@click.option("--broker-url", help="Another broker than the private Valkey, such as amqp://…")
+@click.option("--broker-url", help="Use this broker instead of the private Valkey, e.g. amqp://…")
+@click.option(
+    "--here",
+    is_flag=True,
+    help="On the servers of DATABASE_URL and REDIS_URL instead; what it commits stays there.",
+)
 @click.option(
     "--input",
     "source",
@@ -26,12 +31,12 @@ from cos_events.cli.servers import available
     type=click.IntRange(3, 1_000_000),
     help="How many events to commit.",
 )
-def command(broker_url: str | None, source: Path | None, events: int) -> None:
+def command(broker_url: str | None, here: bool, source: Path | None, events: int) -> None:
     """Watch events travel from commit to every subscriber, on servers of its own.
 
     Starts a private PostgreSQL and Valkey from wheels (no Docker, no root), COS's workers and
     another application's; commits events; shows both wires, a retry, a dead letter and its replay;
-    closes with the books. Leaves nothing behind. Exits with 0 if nothing is missing.
+    ends with an account of every event. Leaves nothing behind. Exits with 0 if nothing is missing.
     """
     from cos_events.cli.demo.story import Story, require_enough
     from cos_events.cli.demo.trouble import FOLDER
@@ -41,7 +46,7 @@ def command(broker_url: str | None, source: Path | None, events: int) -> None:
     with (
         cleaning_up(),
         temporary_folder("cos-events-demo-") as folder,
-        available(None, broker_url) as which,
+        available(None, broker_url) if here else own(broker_url) as which,
     ):
         # Of a worker that must be killed, too, nothing stays.
         os.environ[FOLDER] = os.environ["TMPDIR"] = str(folder)

@@ -171,6 +171,7 @@ def test_redis_health_shows_latency_and_the_breaker(connect: Connect) -> None:
     found = connect().get("/debug/redis-health").json()
     assert (found["answers"], found["breaker"], found["max_connections"]) == (True, "closed", 20)
     assert found["latency_ms"] > 0
+    assert (found["connections_in_use"], found["connections_idle"]) == (0, 1)
     assert ":***@" in found["url"]
 
 
@@ -195,8 +196,9 @@ def test_debug_is_closed_in_development_to_other_machines(
     connect: Connect, method: str, path: str
 ) -> None:
     assert connect(host="192.0.2.7").request(method, path).status_code == 404
-    forwarded = {"X-Forwarded-For": "192.0.2.7"}
-    assert connect().request(method, path, headers=forwarded).status_code == 404
+    for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP"):
+        answer = connect().request(method, path, headers={header: "192.0.2.7"})
+        assert answer.status_code == 404
 
 
 @pytest.mark.parametrize("environment_name", ["development", "production"])
@@ -214,6 +216,23 @@ def test_with_a_token_set_it_is_needed_everywhere(
     answer = client.get("/debug/messages", headers=headers)
     assert answer.status_code == status
     assert TOKEN not in answer.text
+
+
+def test_an_error_that_nobody_expected_is_json_with_the_requests_id(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("hunter2")
+
+    monkeypatch.setattr("cos_events.api.debug._write", fail)
+    client = connect()
+    client.app.state.recent  # noqa: B018 - it is started
+    answer = TestClient(client.app, raise_server_exceptions=False, client=("127.0.0.1", 1)).post(
+        "/debug/test-log", headers={"X-Request-ID": "req-7"}
+    )
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "req-7")
+    assert "in the log" in answer.json()["detail"]
+    assert "hunter2" not in answer.text
 
 
 def test_a_database_that_is_away_is_a_sentence(connect: Connect) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,7 +177,7 @@ def test_status_shows_what_waits_where(
         {
             "subscription": name,
             "condition": "live",
-            "queued": None,
+            "queued": 0,
             "held": 0,
             "retrying": 1,
             "dead": 1,
@@ -199,9 +200,53 @@ def test_status_with_broker_and_channel_down_still_tells_what_the_database_knows
     result = cli("status", "--json")
     assert result.exit_code == 0
     status = json.loads(result.output)
-    assert status["broker"] == {"url": "redis://:***@127.0.0.1:1/0", "state": "down"}
-    assert status["channel"]["state"].startswith("down: ")
+    assert status["broker"]["url"] == "redis://:***@127.0.0.1:1/0"
+    for wire in ("broker", "channel"):
+        assert status[wire]["state"].startswith("down: ")
+        assert "refused" in status[wire]["state"]
+    assert status["subscriptions"][0]["queued"] is None
     assert status["subscriptions"][0]["dead"] == 1
+
+
+def test_a_broker_that_refuses_the_login_is_down(
+    rabbitmq_url: str,
+    subscribe: Callable[..., None],
+    cli: Cli,
+    environment: Callable[..., None],
+) -> None:
+    subscribe("mailer")
+    environment(BROKER_URL=re.sub(r"://.*@", f"://nobody:{PASSWORD}@", rabbitmq_url))
+    result = cli("status", "--json")
+    status = json.loads(result.output)
+    assert "ACCESS_REFUSED" in status["broker"]["state"]
+    assert status["subscriptions"][0]["queued"] is None
+    assert PASSWORD not in result.output
+
+
+def test_an_option_that_the_driver_does_not_know_is_one_sentence(
+    refusal: Callable[..., str],
+) -> None:
+    said = refusal("status", DATABASE_URL=f"postgresql://me:{PASSWORD}@127.0.0.1/db?sslmod=require")
+    assert 'invalid connection option "sslmod"' in said
+    assert PASSWORD not in said
+
+
+@pytest.mark.parametrize("command", ["status", "db upgrade"])
+def test_a_role_without_rights_is_one_sentence_that_says_where_they_are_listed(
+    command: str, database: Engine, unique: Callable[[str], str], refusal: Callable[..., str]
+) -> None:
+    role = unique("powerless")
+    with database.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'"))
+    url = database.url.set(username=role, password=PASSWORD)
+    try:
+        said = refusal(command, DATABASE_URL=url.render_as_string(hide_password=False))
+    finally:
+        with database.begin() as connection:
+            connection.execute(text(f"DROP ROLE {role}"))
+    assert "permission denied" in said
+    assert PASSWORD not in said
+    assert "docs/deployment.md" in said
 
 
 def test_a_reader_that_has_seen_enough_ends_a_command_quietly(

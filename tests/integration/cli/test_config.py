@@ -50,6 +50,16 @@ def test_a_variable_counts_in_lower_case_too_and_not_when_it_is_empty(
     assert found["COS_EVENTS_API_PORT"] == {"value": "8000", "from": "default"}
 
 
+def test_a_variable_that_is_no_setting_is_named(
+    configured: None, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COS_EVENTS_QUEUE_DEPHT", "5")
+    monkeypatch.setenv("COS_EVENTS_HOME", "/nowhere")
+    assert cli("config", "--json").stderr.splitlines() == [
+        "COS_EVENTS_QUEUE_DEPHT is set, but there is no such setting: is it misspelt?"
+    ]
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
 def test_config_masks_secrets(configured: None, cli: Cli, options: list[str]) -> None:
     result = cli("config", *options)

@@ -13,7 +13,8 @@ from uuid import UUID
 import psutil
 import pytest
 from click.testing import Result
-from sqlalchemy import Engine, func, select, text
+from locks import waits_for_a_lock
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from cos_events.cli.worker import PARENT
@@ -60,20 +61,12 @@ def delivered(engine: Engine) -> dict[str, int]:
         return {row[0]: row[1] for row in rows}
 
 
-def waits_for_a_lock(engine: Engine) -> bool:
-    with engine.connect() as connection:
-        found = text(
-            "SELECT count(*) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        return bool(connection.scalar(found))
-
-
 def test_an_unknown_subscription_is_a_sentence_with_those_there_are(
     redis_broker: str, run_program: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = run_program("worker", "subscriber", "activity", "nope", "-c", "1")
-    said = "Error: workers has no subscription nope; it has activity, graph_staging\n"
+    said = "Error: workers has no subscription nope; it has activity, graph_staging (another "
+    said += "application: -A or COS_EVENTS_APP)\n"
     assert (done.returncode, done.stderr) == (1, said)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from redis import Redis
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
 
+from cos_events import broker
 from cos_events.broadcast import Copy, make_wire, send_to_queue
 from cos_events.errors import BroadcastError
 from cos_events.relay import Redelivery
-from cos_events.store import deliveries
+from cos_events.store import deliveries, redelivery, removal
 from cos_events.store.ledger import verify
 from cos_events.store.models import DeliveryRow
 from cos_events.subscription import Subscription
@@ -61,7 +64,7 @@ def test_delivered_and_dead_events_are_left_alone(
             state="dead",
             attempts=3,
             error="gone",
-            next_attempt_at=None,
+            wait=None,
         )
     assert relay.sweep() == 0
 
@@ -106,7 +109,7 @@ def test_an_overdue_retry_keeps_its_attempts(
             state="retrying",
             attempts=4,
             error="again",
-            next_attempt_at=datetime.now(UTC) - timedelta(seconds=61),
+            wait=timedelta(seconds=-61),
         )
     assert relay.sweep() == 1
     assert taken_from(subscription.name) == [(failed, 4)]
@@ -172,3 +175,74 @@ def test_an_event_whose_handler_runs_right_now_holds_up_neither_the_others_nor_t
         register(database, subscription)
         handler.commit()
     assert taken_from(subscription.name) == [(lost, 0)]
+
+
+def test_a_retry_that_later_events_have_overtaken_is_lost_though_the_queue_is_not_empty(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    (failed,), (later,), (waits,) = (record(database) for _ in range(3))
+    published(database, [failed], ago=7_200)
+    published(database, [later, waits], ago=1)
+    with database.begin() as connection:
+        deliveries.note_failure(
+            connection,
+            subscription.name,
+            failed,
+            state="retrying",
+            attempts=1,
+            error="again",
+            wait=timedelta(seconds=-3_600),
+        )
+    with closing(make_wire()) as wire:
+        wire.send_to_queue(subscription.name, [Copy(envelope_of(database, waits))])
+    assert relay.sweep() == 0
+    delivered(database, subscription, [later])
+    assert relay.sweep() == 1
+    assert (failed, 1) in taken_from(subscription.name)
+
+
+def test_one_queue_that_cannot_be_used_holds_up_no_other_subscription(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    clean_queues: list[str],
+    unique: Callable[[str], str],
+) -> None:
+    first = Subscription(unique("a"))
+    clean_queues.append(first.name)
+    register(database, first)
+    if broker.on_rabbitmq():
+        with broker.connect() as connection, connection.channel() as channel:
+            channel.queue_declare(first.name, durable=False, auto_delete=False)
+    else:
+        with Redis.from_url(broker.broker_url()) as client:
+            client.hset(first.name, "something", "else")
+    lost = record(database)
+    published(database, lost, ago=61)
+    with suppress(BroadcastError):
+        relay.sweep()
+    assert taken_from(subscription.name) == [(lost[0], 0)]
+    if not broker.on_rabbitmq():
+        with Redis.from_url(broker.broker_url()) as client:
+            client.delete(first.name)
+
+
+def test_nothing_is_sent_again_to_a_subscription_that_was_removed(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost = record(database)
+    with database.begin() as connection:
+        deliveries.note_failure(
+            connection,
+            subscription.name,
+            lost[0],
+            state="retrying",
+            attempts=1,
+            error="again",
+            wait=timedelta(seconds=-61),
+        )
+        removal.forget(connection, subscription.name)
+        late = redelivery.take_late_retries(
+            connection, subscription.name, timedelta(), 10, overtaken=False
+        )
+    assert (late, relay.sweep()) == ([], 0)

@@ -136,6 +136,25 @@ def test_the_watermark_waits_for_a_transaction_that_commits_late_with_a_low_numb
     assert taken_from(subscription.name) == [(late_event, 0)]
 
 
+@pytest.mark.usefixtures("few_are_many")
+def test_the_watermark_waits_for_a_transaction_after_which_none_has_begun(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    had = record(database)
+    published(database, had, ago=120)
+    delivered(database, subscription, had)
+    with Session(database) as late:
+        event_id = record_event(late, "event_log", {"n": "late"})
+        late.flush()
+        for _ in range(3):
+            relay.sweep()
+        assert watermark(database, subscription.name) <= 1
+        late.commit()
+    published(database, [event_id], ago=61)
+    assert relay.sweep() == 1
+    assert taken_from(subscription.name) == [(event_id, 0)]
+
+
 def test_a_transaction_has_its_number_before_its_row_has_an_id(database: Engine) -> None:
     with database.connect() as connection:
         columns = connection.scalars(
