@@ -24,6 +24,9 @@ from cos_events.store.holding import decide_holding
 from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
+LATER_LOOKED_AT = 10
+"""Unfinished events of one key behind an event among which one that is on its way is looked for."""
+
 
 def begin_to_hold(connection: Connection, name: str) -> None:
     """From the next published batch on, this subscription's copies wait here."""
@@ -149,14 +152,29 @@ def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> N
 
 
 def blocked() -> ColumnElement[bool]:
-    """Whether an earlier event of the same key has not ended."""
-    earlier = aliased(DeliveryRow)
-    return there_is(
-        earlier.subscription == DeliveryRow.subscription,
-        earlier.order_key == DeliveryRow.order_key,
-        earlier.outbox_id < DeliveryRow.outbox_id,
-        earlier.state.in_(STILL_TO_RUN),
-        row=earlier,
+    """Whether an earlier event of the same key has not ended, or a later one is on its way.
+
+    A later one is when this one was committed late, or was a dead letter. It had no earlier one
+    before it then, so few held ones lie between.
+    """
+    other = aliased(DeliveryRow)
+    of_its_key = (
+        other.subscription == DeliveryRow.subscription,
+        other.order_key == DeliveryRow.order_key,
+        other.state.in_(STILL_TO_RUN),
+    )
+    next_few = (
+        select(other.state)
+        .where(*of_its_key, other.outbox_id > DeliveryRow.outbox_id)
+        .order_by(other.outbox_id)
+        .limit(LATER_LOOKED_AT)
+        .correlate(DeliveryRow)
+        .subquery()
+    )
+    later = select(literal(1)).where(next_few.c.state == "retrying").limit(1).scalar_subquery()
+    return or_(
+        there_is(*of_its_key, other.outbox_id < DeliveryRow.outbox_id, row=other),
+        later.is_not(None),
     )
 
 

@@ -114,7 +114,9 @@ class SubscriptionRow(Base):
     probing_until: Mapped[datetime | None]
     """A probe is on its way, and no other one follows before."""
     keyed_through: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    """For one with an order: each event up to this id that was published has its key."""
+    """For one with an order: each event up to this id that had been committed has its key."""
+    keyed_xmin: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Events up to `keyed_through` that were committed only later are of no earlier transaction."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 

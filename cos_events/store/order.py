@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     and_,
     bindparam,
@@ -24,6 +25,12 @@ from cos_events.store.by_index import there_is
 from cos_events.store.held import blocked
 from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
+
+LOOKED_BACK = 1_000
+"""So many ids behind an event its elder may commit late, and still has its key in time."""
+
+PAGE = 1_000
+"""The most envelopes that are in memory at a time."""
 
 KeyOf = Callable[[str], str]
 """Gives the key of an envelope's JSON."""
@@ -83,24 +90,50 @@ def key(connection: Connection, name: str, event_id: UUID) -> str | None:
 
 
 def _key_through(connection: Connection, name: str, outbox_id: int, key_of: KeyOf) -> None:
-    through = connection.scalar(
-        select(func.greatest(SubscriptionRow.keyed_through, SubscriptionRow.settled_through)).where(
-            SubscriptionRow.name == name
-        )
+    settled, keyed, xmin, running = connection.execute(
+        select(
+            SubscriptionRow.settled_through,
+            func.greatest(SubscriptionRow.keyed_through, SubscriptionRow.settled_through),
+            SubscriptionRow.keyed_xmin,
+            # Before the events are looked for: what it does not see then is not earlier.
+            text("pg_snapshot_xmin(pg_current_snapshot())::text::bigint"),
+        ).where(SubscriptionRow.name == name)
+    ).one_or_none() or (0, 0, 0, 0)
+    through = max(keyed, outbox_id)
+    new = or_(
+        and_(OutboxRow.id > keyed, OutboxRow.id <= through),
+        and_(
+            OutboxRow.id > max(settled, keyed - LOOKED_BACK),
+            OutboxRow.id <= keyed,
+            OutboxRow.transaction_id >= xmin,
+        ),
+        OutboxRow.id == outbox_id,
     )
-    new = connection.execute(
+    while _key_new(connection, name, new, key_of) == PAGE:
+        pass
+    while _key_unkeyed(connection, name, through, key_of) == PAGE:
+        pass
+    connection.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.name == name)
+        .values(keyed_through=through, keyed_xmin=running)
+    )
+
+
+def _key_new(connection: Connection, name: str, which: ColumnElement[bool], key_of: KeyOf) -> int:
+    """Hold the first of these events that have no delivery row, by their keys."""
+    rows = connection.execute(
         select(OutboxRow.event_id, OutboxRow.id, OutboxRow.envelope)
         .join(SubscriptionRow, SubscriptionRow.name == name)
         .where(
-            or_(
-                and_(OutboxRow.id > (through or 0), OutboxRow.id <= outbox_id),
-                OutboxRow.id == outbox_id,
-            ),
+            which,
             wanted(),
             ~there_is(DeliveryRow.subscription == name, DeliveryRow.event_id == OutboxRow.event_id),
         )
+        .order_by(OutboxRow.id)
+        .limit(PAGE)
     ).all()
-    if new:
+    if rows:
         connection.execute(
             insert(DeliveryRow).on_conflict_do_nothing(),
             [
@@ -113,29 +146,31 @@ def _key_through(connection: Connection, name: str, outbox_id: int, key_of: KeyO
                     "next_attempt_at": AT_ONCE,
                     "order_key": key_of(row.envelope),
                 }
-                for row in new
+                for row in rows
             ],
         )
-    unkeyed = connection.execute(
+    return len(rows)
+
+
+def _key_unkeyed(connection: Connection, name: str, through: int, key_of: KeyOf) -> int:
+    """Give the first deliveries that were held without a key theirs."""
+    rows = connection.execute(
         select(DeliveryRow.event_id, OutboxRow.envelope)
         .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
         .where(
             DeliveryRow.subscription == name,
             DeliveryRow.state.in_(STILL_TO_RUN),
             DeliveryRow.order_key.is_(None),
-            DeliveryRow.outbox_id <= outbox_id,
+            DeliveryRow.outbox_id <= through,
         )
+        .limit(PAGE)
     ).all()
-    if unkeyed:
+    if rows:
         table = DeliveryRow.__table__
         connection.execute(
             update(table)  # type: ignore[arg-type]
             .where(table.c.subscription == name, table.c.event_id == bindparam("id"))
             .values(order_key=bindparam("key")),
-            [{"id": row.event_id, "key": key_of(row.envelope)} for row in unkeyed],
+            [{"id": row.event_id, "key": key_of(row.envelope)} for row in rows],
         )
-    connection.execute(
-        update(SubscriptionRow)
-        .where(SubscriptionRow.name == name, SubscriptionRow.keyed_through < outbox_id)
-        .values(keyed_through=outbox_id)
-    )
+    return len(rows)

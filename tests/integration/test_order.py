@@ -15,9 +15,11 @@ from sqlalchemy.orm import Session
 
 from cos_events import Envelope, Rejected, record_event
 from cos_events.broadcast import make_wire
+from cos_events.dead_letters import replaying
 from cos_events.declaration import subscriber
 from cos_events.errors import SubscriptionError
 from cos_events.feeder import Feeder
+from cos_events.store.dead_letters import Filter
 
 if TYPE_CHECKING:
     from conftest import Bus
@@ -31,6 +33,7 @@ class Handler:
         self.errors: dict[int, Exception] = {}
         self.running: set[str] = set()
         self.overlapped = False
+        self.meanwhile: Callable[[str, int], None] = lambda _key, _number: None
         self.lock = threading.Lock()
 
     def handle(self, message: Envelope) -> None:
@@ -42,6 +45,7 @@ class Handler:
         try:
             if error := self.errors.get(number):
                 raise error
+            self.meanwhile(key, number)
             with self.lock:
                 self.had.append((key, number))
         finally:
@@ -153,6 +157,54 @@ def test_an_event_that_commits_late_runs_when_it_arrives(
     late = next(raw for raw in bus.envelopes() if '"n":0' in raw)
     bus.run(name, late)
     assert handler.of("a") == [1, 0]
+
+
+def test_what_committed_late_runs_before_what_is_recorded_then(
+    bus: Bus, handler: Handler, name: str, database: Engine
+) -> None:
+    with Session(database) as slow:
+        record_event(slow, "event_log", {"key": "a", "n": 0}, module=bus.module)
+        slow.flush()
+        bus.run(name, bus.record(key="b", n=1))
+        slow.commit()
+    later = bus.record(key="a", n=2)
+    bus.run(name, later)
+    assert handler.of("a") == [], "its elder is on its way"
+    late = next(raw for raw in bus.envelopes() if '"n":0' in raw)
+    bus.run(name, late)
+    bus.run_queued(name)
+    assert handler.of("a") == [0, 2]
+
+
+@pytest.mark.parametrize("how", ["commits late", "was a dead letter"])
+def test_what_comes_late_does_not_run_beside_a_later_one_of_its_key(
+    bus: Bus, handler: Handler, name: str, database: Engine, feeder: Feeder, how: str
+) -> None:
+    slow = Session(database)
+    if how == "commits late":
+        record_event(slow, "event_log", {"key": "a", "n": 0}, module=bus.module)
+        slow.flush()
+    else:
+        handler.errors[0] = Rejected("not yet")
+        bus.run(name, bus.record(key="a", n=0))
+    later = bus.record(key="a", n=1)
+
+    def meanwhile(key: str, number: int) -> None:
+        if (key, number) != ("a", 1):
+            return
+        handler.errors.clear()
+        slow.commit()
+        if how == "was a dead letter":
+            replaying.replay(Filter(name))
+        bus.run(name, next(raw for raw in bus.envelopes() if '"n":0' in raw))
+        feeder.sweep()
+        assert bus.run_queued(name) == 0
+
+    handler.meanwhile = meanwhile
+    bus.run(name, later)
+    while bus.run_queued(name) or feeder.sweep():
+        pass
+    assert (handler.of("a"), handler.overlapped) == ([1, 0], False)
 
 
 def test_an_old_copy_of_a_delivered_event_runs_nothing(
