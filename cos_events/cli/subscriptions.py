@@ -86,7 +86,7 @@ def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
     """End a subscription for good: its row, its queue, and all that the ledger has of it.
 
     First take its code out of the application and stop its workers: a worker that starts makes it
-    known again, as a new one.
+    known again, as a new one. Run it again if it was interrupted.
     """
     from cos_events import broker
     from cos_events.store import removal, subscriptions
@@ -95,7 +95,8 @@ def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
 
     adopt_running()
     with explained(), get_engine().connect() as connection:
-        subscriptions.require(connection, name)
+        if not removal.is_half_removed(connection, name):
+            subscriptions.require(connection, name)
         left = removal.undelivered(connection, name)
     if not as_json:
         owed = ", ".join(f"{number:,} {state}" for state, number in left.items() if number)

@@ -12,9 +12,17 @@ from cos_events.store.subscriptions import lock
 
 def undelivered(connection: Connection, name: str) -> dict[str, int]:
     """How many events it is owed and has not had, by state; `waiting` has no delivery row yet."""
-    lag = next(each for each in lags(connection) if each.subscription == name)
+    lag = next((each for each in lags(connection) if each.subscription == name), None)
+    if lag is None:
+        return {}
     begun = sum(lag.states.get(state, 0) for state in STILL_TO_RUN)
     return {**lag.states, "waiting": lag.events - begun}
+
+
+def is_half_removed(connection: Connection, name: str) -> bool:
+    """Whether deliveries are left of a subscription that was being removed."""
+    left = select(DeliveryRow.event_id).where(DeliveryRow.subscription == name).limit(1)
+    return connection.scalar(left) is not None
 
 
 def forget(connection: Connection, name: str) -> None:

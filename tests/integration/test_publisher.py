@@ -15,7 +15,7 @@ import pytest
 from outbox import record, unpublished
 from redis import Redis
 from redis.client import PubSub
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
@@ -26,7 +26,7 @@ from cos_events.errors import BroadcastError
 from cos_events.publisher import Publisher
 from cos_events.settings import get_settings
 from cos_events.store import outbox
-from cos_events.store.outbox import Pending
+from cos_events.store.outbox import LET_GO_AFTER, Pending
 from cos_events.subscription import Subscription
 from cos_events.topology import channel_name
 
@@ -75,6 +75,18 @@ def make(database: Engine, channel: ChannelWire) -> Callable[[FakeWire], Publish
 
 # Rows wait until a test publishes them.
 pytestmark = pytest.mark.usefixtures("woken")
+
+
+def test_a_publisher_that_stops_in_the_middle_is_not_waited_for_for_ever(
+    database: Engine,
+) -> None:
+    record(database, 1, "cc")
+    timeout = "SHOW idle_in_transaction_session_timeout"
+    with database.connect() as connection:
+        with connection.begin():
+            assert outbox.claim(connection, 10)
+            assert connection.scalar(text(timeout)) == f"{LET_GO_AFTER // 60}min"
+        assert connection.scalar(text(timeout)) == "0"
 
 
 def listener(redis: Redis, module: str) -> PubSub:

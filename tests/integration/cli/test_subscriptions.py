@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import pytest
 from click.testing import Result
+from locks import waits_for_a_lock
 from sqlalchemy import Engine, func, select
 
 from cos_events import broker, pause
-from cos_events.store import removal
+from cos_events.store import outbox, removal
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.topology import declare, subscription_queue
 
@@ -134,3 +136,33 @@ def test_what_waits_is_counted_without_looking_at_history(
     add_event()
     with database.connect() as connection:
         assert removal.undelivered(connection, "mailer") == {"waiting": 1}
+
+
+def test_what_an_interrupted_removal_left_is_removed_by_the_next(
+    removable: str, database: Engine, add_event: AddEvent, cli: Cli
+) -> None:
+    add_event(published=60, **{removable: "delivered"})
+    with database.begin() as connection:
+        removal.forget(connection, removable)
+    done = cli("subscriptions", "remove", removable, "-y", "--json")
+    assert json.loads(done.stdout)["deliveries_dropped"] >= 1
+    assert cli("subscriptions", "remove", removable, "-y").exit_code == 1
+
+
+def test_a_removal_waits_for_publishers_that_know_of_the_subscription(
+    removable: str, database: Engine, add_event: AddEvent, eventually: Callable[..., None]
+) -> None:
+    add_event()
+
+    def forget() -> None:
+        with database.begin() as connection:
+            removal.forget(connection, removable)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as publishing:
+            assert outbox.claim(publishing, 10)
+            forgotten = pool.submit(forget)
+            eventually(lambda: waits_for_a_lock(database))
+            assert not forgotten.done()
+        forgotten.result(timeout=30)
+    assert removable not in names(database)

@@ -87,6 +87,30 @@ def test_a_publisher_of_an_unknown_application_is_refused_without_a_traceback(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("args", [["publisher"], ["subscriber", "forgotten"]], ids=" ".join)
+def test_an_application_without_install_is_a_sentence(
+    args: list[str], redis_broker: str, run_program: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_program("worker", *args, "-A", "tests.apps.uninstalled")
+    assert done.returncode == 1
+    assert "was not given to cos_events.install: write app = install(Celery(…))" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plain_celery_worker_of_such_an_application_says_so_too(redis_broker: str) -> None:
+    celery = Path(sys.executable).with_name("celery")
+    done = subprocess.run(
+        [celery, "-A", "tests.apps.uninstalled", "worker", "-c", "1"],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "this Celery application has subscriptions (forgotten)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("args", [["publisher"], ["subscriber", "activity"]], ids=" ".join)
 def test_without_tables_a_worker_does_not_start(
     args: list[str],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
 from cos_events.relay import Redelivery
-from cos_events.store import redelivery
+from cos_events.store import held, redelivery
+from cos_events.store.models import DeliveryRow, OutboxRow
 from cos_events.subscription import Subscription
 
 from .conftest import delivered, published, record, register, taken_from, watermark
@@ -177,3 +178,22 @@ def test_wider_filters_are_owed_what_was_passed_over(
     register(database, Subscription(subscription.name))
     assert relay.sweep() == 1
     assert taken_from(subscription.name) == [(passed_over[0], 0)]
+
+
+def test_what_narrower_filters_leave_out_is_owed_no_more_and_others_hear_of_the_change(
+    database: Engine, subscription: Subscription, caplog: pytest.LogCaptureFixture
+) -> None:
+    (kept,) = record(database)
+    (left_out,) = record(database, event_type="prompt_trace")
+    wide = Subscription(subscription.name)
+    register(database, wide)
+    with database.begin() as connection:
+        held.hold(connection, [subscription.name], OutboxRow.id > 0)
+    caplog.clear()
+    register(database, wide)
+    assert caplog.text == ""
+    register(database, subscription)
+    assert "If two applications declare it" in caplog.text
+    with database.connect() as connection:
+        waits = connection.scalars(select(DeliveryRow.event_id)).all()
+    assert (waits, left_out in waits) == ([kept], False)
