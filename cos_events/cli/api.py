@@ -14,11 +14,11 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
 
 
 @click.command("api")
-@click.option("--host", help="Where to listen.  [default: COS_EVENTS_API_HOST, 127.0.0.1]")
+@click.option("--host", help="Address to listen on.  [default: COS_EVENTS_API_HOST, 127.0.0.1]")
 @click.option(
     "--port",
     type=click.IntRange(0, 65_535),
-    help="On which port; 0 for a free one.  [default: COS_EVENTS_API_PORT, 8000]",
+    help="Port to listen on; 0 picks a free one.  [default: COS_EVENTS_API_PORT, 8000]",
 )
 def command(host: str | None, port: int | None) -> None:
     """Serve the HTTP API until Ctrl-C.

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     type=click.IntRange(100, 10_000_000),
     help="How many events are committed, at least.",
 )
-@click.option("--seed", type=int, help="Decides what happens when.  [default: drawn, and told]")
+@click.option(
+    "--seed", type=int, help="Decides what happens when.  [default: chosen at random, and printed]"
+)
 @click.option(
     "--faults",
     "count",
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rate",
     type=click.FloatRange(1, 10_000),
-    help="Events in a second.  [default: such that faults come some seconds apart]",
+    help="Events per second.  [default: such that faults come some seconds apart]",
 )
 @click.option(
     "--folder",

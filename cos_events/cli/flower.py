@@ -21,11 +21,11 @@ MAX_TASKS = 10_000
 
 
 @click.command("flower")
-@click.option("--host", help="Where to listen.  [default: FLOWER_ADDRESS, 127.0.0.1]")
+@click.option("--host", help="Address to listen on.  [default: FLOWER_ADDRESS, 127.0.0.1]")
 @click.option(
     "--port",
     type=click.IntRange(0, 65_535),
-    help="On which port; 0 for a free one.  [default: FLOWER_PORT, 5555]",
+    help="Port to listen on; 0 picks a free one.  [default: FLOWER_PORT, 5555]",
 )
 @click.option(
     "-A",

@@ -25,7 +25,7 @@ from cos_events.cli.servers import adopt_running
     type=click.Path(dir_okay=False, path_type=Path),
     help="Where refused lines are kept.  [default: FILE.bad.jsonl]",
 )
-@click.option("--from-line", default=1, type=click.IntRange(1), help="Skip the lines before.")
+@click.option("--from-line", default=1, type=click.IntRange(1), help="Start at this line.")
 @json_option
 def command(
     file: IO[bytes], batch: int, rejects: Path | None, from_line: int, as_json: bool

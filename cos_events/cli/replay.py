@@ -18,13 +18,15 @@ ASK_ABOVE = 100
 
 @click.command("replay")
 @click.argument("subscription")
-@click.option("--since", type=When(), help="Recorded since: 2026-11-25T10:00Z, or 2h for ago.")
+@click.option(
+    "--since", type=When(), help="Recorded at or after: 2026-11-25T10:00Z, or 2h for two hours ago."
+)
 @click.option("--until", type=When(), help="Recorded before.")
 @click.option("--event-type", help="Only events of this type.")
 @click.option("--module", help="Only events of this source module.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--wait", is_flag=True, help="Wait until each is delivered or dead.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def command(  # noqa: PLR0913 - the options
     *,

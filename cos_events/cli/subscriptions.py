@@ -22,7 +22,7 @@ def command() -> None:
 @command.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List the subscriptions: what they want, and how they are."""
+    """List the subscriptions: what they want, and their state."""
     from cos_events.store import subscriptions
     from cos_events.store.engine import explained, get_engine
 
@@ -34,7 +34,7 @@ def list_(as_json: bool) -> None:
         print_json([{**row._mapping, "condition": conditions[row.name]} for row in rows])  # noqa: SLF001 - SQLAlchemy's public name for it
         return
     print_table(
-        ["subscription", "modules", "event types", "condition", "since"],
+        ["subscription", "modules", "event types", "condition", "known since"],
         [
             [
                 row.name,
@@ -52,7 +52,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--because", default="by hand", show_default=True, help="What `status` shows.")
 def pause(name: str, because: str) -> None:
-    """Call its handler no more until it is resumed; its events wait in PostgreSQL."""
+    """Stop calling its handler until it is resumed; its events wait in PostgreSQL."""
     from cos_events.store import pauses, subscriptions
     from cos_events.store.engine import explained, get_engine
 
@@ -66,7 +66,7 @@ def pause(name: str, because: str) -> None:
 @command.command("resume")
 @click.argument("name")
 def resume(name: str) -> None:
-    """Go on with what was paused, by hand or by an outage; what waits follows in order."""
+    """Resume what was paused, by hand or by an outage; what waits follows in order."""
     from cos_events.store import pauses, subscriptions
     from cos_events.store.engine import explained, get_engine
 
@@ -79,8 +79,10 @@ def resume(name: str) -> None:
 
 @command.command("remove")
 @click.argument("name")
-@click.option("--dead-letters", is_flag=True, help="Its dead-letter queue on the broker too.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--dead-letters", is_flag=True, help="Delete its dead-letter queue on the broker, too."
+)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
     """End a subscription for good: its row, its queue, and all that the ledger has of it.

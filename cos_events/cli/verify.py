@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     "--wait",
     default=0.0,
     type=click.FloatRange(min=0),
-    help="Wait up to so many seconds until nothing is held, waiting, in flight or missing.",
+    help="Wait up to this many seconds until nothing is held, waiting, in flight or missing.",
 )
 @click.option("--subscription", help="Only this one.")
 @click.option("--module", help="Only events of this source module.")
-@click.option("--since", type=When(), help="Recorded since: 2026-11-25T10:00Z, or 2h for ago.")
+@click.option(
+    "--since", type=When(), help="Recorded at or after: 2026-11-25T10:00Z, or 2h for two hours ago."
+)
 @click.option("--until", type=When(), help="Recorded before.")
 @click.option("--heal", is_flag=True, help="Record the L1 rows that have no event.")
 @json_option

@@ -27,7 +27,7 @@ class When(click.ParamType[datetime]):
             moment = datetime.fromisoformat(value)
         except ValueError:
             self.fail(
-                f"{value!r} is no moment: use 2026-11-25T10:00:00Z, 2026-11-25, "
+                f"{value!r} is not a point in time: use 2026-11-25T10:00:00Z, 2026-11-25, "
                 "or 90s, 15m, 2h, 7d for so long ago",
                 param,
                 context,

@@ -61,9 +61,11 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="HOST:PORT",
             callback=_listen,
             expose_value=False,
-            help="Answer Prometheus there.",
+            help="Answer Prometheus on this address.",
         ),
-        click.option("-l", "--loglevel", default="INFO", show_default=True),
+        click.option(
+            "-l", "--loglevel", default="INFO", show_default=True, help="As Celery's own -l."
+        ),
         click.option(
             "-A",
             "--app",

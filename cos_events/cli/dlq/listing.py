@@ -16,9 +16,7 @@ from cos_events.cli.servers import adopt_running
 @click.argument("subscription", required=False)
 @filters
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
-@click.option(
-    "--unusable", is_flag=True, help="The messages that are no envelopes, from the broker."
-)
+@click.option("--unusable", is_flag=True, help="The broker's messages that are no envelopes.")
 @json_option
 def list_(
     subscription: str | None, limit: int, unusable: bool, as_json: bool, **given: Any

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def _class_name(_context: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     if value is not None and not value.isidentifier():
-        raise click.BadParameter(f"{value!r} is no name of an exception, such as ValueError")
+        raise click.BadParameter(
+            f"{value!r} is not the name of an exception class, such as ValueError"
+        )
     return value
 
 
@@ -33,7 +35,7 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Only those that died of this class of error, such as ValueError.",
         ),
         click.option(
-            "--newer-than", type=When(), help="Only those that died since: 2h, or a time."
+            "--newer-than", type=When(), help="Only those that died within: 2h, or since a time."
         ),
         click.option("--older-than", type=When(), help="Only those that died before."),
     ):

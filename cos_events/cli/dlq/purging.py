@@ -15,9 +15,9 @@ from cos_events.cli.servers import adopt_running
 @click.command("purge")
 @click.argument("subscription")
 @filters
-@click.option("--limit", type=click.IntRange(1), help="The most of them, oldest first.")
-@click.option("--unusable", is_flag=True, help="The messages that are no envelopes, on the broker.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many, oldest first.")
+@click.option("--unusable", is_flag=True, help="The broker's messages that are no envelopes.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def purge(
     subscription: str, limit: int | None, unusable: bool, yes: bool, as_json: bool, **given: Any

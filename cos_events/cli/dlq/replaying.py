@@ -18,12 +18,12 @@ from cos_events.cli.worker import APP
 @click.command("replay")
 @click.argument("subscription")
 @filters
-@click.option("--limit", type=click.IntRange(1), help="The most of them, oldest first.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many, oldest first.")
 @click.option("--dry-run", is_flag=True, help="Only try: run the handler and roll back.")
 @click.option(
     "-A", "--app", default=APP, envvar="COS_EVENTS_APP", help="With --dry-run: the application."
 )
-@click.option("--edit", type=click.UUID, metavar="EVENT", help="Correct this one's data first.")
+@click.option("--edit", type=click.UUID, metavar="EVENT", help="Correct this event's data first.")
 @click.option(
     "--data", type=click.File("rb"), help="With --edit: the new data, instead of $EDITOR."
 )

@@ -156,4 +156,4 @@ def test_an_unknown_subscription_is_a_sentence(
 def test_a_time_that_is_none_is_a_usage_error(cli: Cli) -> None:
     result = cli("replay", "mailer", "--since", "yesterday")
     assert result.exit_code == 2
-    assert "is no moment" in result.output
+    assert "is not a point in time" in result.output
