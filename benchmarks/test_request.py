@@ -27,8 +27,8 @@ EVENTS = 10_000
 Note = Callable[[str, str, list[float]], None]
 
 
-class Service:
-    """An HTTP service whose requests commit an event each, and its subscriber."""
+class Orders:
+    """A web application whose requests commit an event each, and its subscriber."""
 
     def __init__(self, port: int, handled: Marks) -> None:
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}")
@@ -46,7 +46,7 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
+def orders() -> Iterator[Orders]:
     """It runs, with a publisher and a subscriber."""
     with stage("redis", EVENTS) as on, closing(Application(on.engine, EVENTS)) as application:
         web = FastAPI()
@@ -64,7 +64,7 @@ def service() -> Iterator[Service]:
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield Service(server.servers[0].sockets[0].getsockname()[1], on.handled)
+        yield Orders(server.servers[0].sockets[0].getsockname()[1], on.handled)
         server.should_exit = True
         thread.join(10)
 
@@ -76,14 +76,14 @@ def measure(benchmark: BenchmarkFixture, call: Callable[[], object]) -> list[flo
 
 
 @pytest.mark.benchmark(group="request to subscriber")
-def test_request_to_subscriber(benchmark: BenchmarkFixture, service: Service, note: Note) -> None:
-    values = measure(benchmark, lambda: service.ask("bus"))
+def test_request_to_subscriber(benchmark: BenchmarkFixture, orders: Orders, note: Note) -> None:
+    values = measure(benchmark, lambda: orders.ask("bus"))
     note("HTTP request to subscriber", "ms", values)
 
 
 @pytest.mark.benchmark(group="request to subscriber")
 def test_request_to_subscriber_floor(
-    benchmark: BenchmarkFixture, service: Service, note: Note
+    benchmark: BenchmarkFixture, orders: Orders, note: Note
 ) -> None:
-    values = measure(benchmark, lambda: service.ask("raw"))
+    values = measure(benchmark, lambda: orders.ask("raw"))
     note("  floor: commit, raw push, raw pop", "ms", values)

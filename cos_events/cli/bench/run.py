@@ -79,6 +79,12 @@ def _figures(broker: BrokerName) -> dict[str, Figure]:
             bars=(Bar("<=", 2, of_ratio=True),),
         ),
         Figure(
+            "worst_to_channel_ms",
+            "commit to channel, worst at 200/s",
+            "ms",
+            bars=(Bar("<=", 100),),
+        ),
+        Figure(
             "commit_to_handler_ms",
             "commit to handler, p95 at 200/s",
             "ms",
@@ -201,6 +207,8 @@ class BenchRun:
             numbers = self._take(paced)
             found = stages.latency(on, application, numbers, RATE, raw=name == "floor")
             result.latencies[name] = found
+            worst = figures["worst_to_channel_ms"]
+            (worst.values if name == "bus" else worst.floors).append(max(found.to_channel))
             for key, value in zip(("channel", "handler"), found.p95(), strict=True):
                 figure = figures[f"commit_to_{key}_ms"]
                 (figure.values if name == "bus" else figure.floors).append(value)
