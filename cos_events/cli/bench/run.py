@@ -50,7 +50,7 @@ class Size:
     def events(self) -> int:
         """How many event numbers that takes, at most."""
         a_round = 5 * RATE * self.paced + 3 * self.drained + self.by_hand
-        return int(self.rounds * a_round + 4_000 * self.sustained) + 1_000
+        return int(self.rounds * a_round + 4_000 * self.sustained) + 3_000
 
 
 FULL = Size(rounds=3, paced=10, drained=20_000, by_hand=3_000, sustained=60)
@@ -202,6 +202,7 @@ class BenchRun:
         figures["hook_frozen_us"].values.append(bus)
         figures["hook_frozen_us"].floors.append(floor)
         stages.await_all(on, range(self._next - 2 * paced, self._next))
+        stages.await_channel(on, application, self._take)
         self._on_step(f"latency at {RATE:.0f}/s")
         for name in ("floor", "bus"):
             numbers = self._take(paced)

@@ -145,6 +145,32 @@ def sustain(
     return Sustained(len(numbers) / spent, delivered / spent, growth, backlog)
 
 
+def await_channel(stage: Stage, application: Application, take: Callable[[int], range]) -> None:
+    """Commit events, one after another, until the channel has one.
+
+    After an outage that it met the publisher leaves the channel alone for some seconds.
+
+    Args:
+        stage: where.
+        application: what commits them.
+        take: gives so many new event numbers.
+
+    Raises:
+        CosEventsError: none came for long.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        numbers = take(1)
+        application.commit(SINGLE, numbers)
+        await_all(stage, numbers)
+        waited = time.monotonic() + 0.2
+        while time.monotonic() < waited:
+            if stage.heard.done(numbers.start, 1):
+                return
+            time.sleep(0.02)
+    raise CosEventsError(f"nothing came on the channel for {PATIENCE} s")
+
+
 def await_all(stage: Stage, numbers: range) -> None:
     """Wait until all of these are handled.
 
