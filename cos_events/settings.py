@@ -196,12 +196,16 @@ class InForce:
     source: str
 
 
+def _variables() -> dict[str, str]:
+    """The variable of each field."""
+    return {field: (info.alias or field).upper() for field, info in Settings.model_fields.items()}
+
+
 def unknown() -> list[str]:
     """Variables of the environment or `.env` that look like settings and are none."""
-    known = {(info.alias or field).upper() for field, info in Settings.model_fields.items()}
     given = {*os.environ, *DotEnvSettingsSource(Settings)()}
     named = {name.upper() for name in given if name.upper().startswith("COS_EVENTS_")}
-    return sorted(named - known - _OF_COMMANDS)
+    return sorted(named - set(_variables().values()) - _OF_COMMANDS)
 
 
 def in_force() -> list[InForce]:
@@ -215,8 +219,7 @@ def in_force() -> list[InForce]:
         **{name.upper(): ".env" for name in DotEnvSettingsSource(Settings)()},
         **{name.upper(): "environment" for name in EnvSettingsSource(Settings)()},
     }
-    names = {field: (info.alias or field).upper() for field, info in Settings.model_fields.items()}
     return [
         InForce(name, mask(str(getattr(settings, field))), sources.get(name, "default"))
-        for field, name in names.items()
+        for field, name in _variables().items()
     ]

@@ -21,7 +21,7 @@ from cos_events.store.ledger import verify
 from cos_events.store.models import DeliveryRow
 from cos_events.subscription import Subscription
 
-from .conftest import delivered, envelope_of, published, record, register, taken_from
+from .conftest import delivered, envelope_of, failed, published, record, register, taken_from
 
 pytestmark = pytest.mark.usefixtures("woken")
 
@@ -99,20 +99,11 @@ def test_an_event_is_sent_again_only_after_another_while(
 def test_an_overdue_retry_keeps_its_attempts(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:
-    (failed,) = record(database)
-    published(database, [failed], ago=3600)
-    with database.begin() as connection:
-        deliveries.note_failure(
-            connection,
-            subscription.name,
-            failed,
-            state="retrying",
-            attempts=4,
-            error="again",
-            wait=timedelta(seconds=-61),
-        )
+    (late,) = record(database)
+    published(database, [late], ago=3600)
+    failed(database, subscription, late, attempts=4, ago=61)
     assert relay.sweep() == 1
-    assert taken_from(subscription.name) == [(failed, 4)]
+    assert taken_from(subscription.name) == [(late, 4)]
 
 
 def test_two_relays_do_not_send_the_same_event_twice(
@@ -180,25 +171,16 @@ def test_an_event_whose_handler_runs_right_now_holds_up_neither_the_others_nor_t
 def test_a_retry_that_later_events_have_overtaken_is_lost_though_the_queue_is_not_empty(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:
-    (failed,), (later,), (waits,) = (record(database) for _ in range(3))
-    published(database, [failed], ago=7_200)
+    (retry,), (later,), (waits,) = (record(database) for _ in range(3))
+    published(database, [retry], ago=7_200)
     published(database, [later, waits], ago=1)
-    with database.begin() as connection:
-        deliveries.note_failure(
-            connection,
-            subscription.name,
-            failed,
-            state="retrying",
-            attempts=1,
-            error="again",
-            wait=timedelta(seconds=-3_600),
-        )
+    failed(database, subscription, retry, attempts=1, ago=3_600)
     with closing(make_wire()) as wire:
         wire.send_to_queue(subscription.name, [Copy(envelope_of(database, waits))])
     assert relay.sweep() == 0
     delivered(database, subscription, [later])
     assert relay.sweep() == 1
-    assert (failed, 1) in taken_from(subscription.name)
+    assert (retry, 1) in taken_from(subscription.name)
 
 
 def test_one_queue_that_cannot_be_used_holds_up_no_other_subscription(
@@ -231,16 +213,8 @@ def test_nothing_is_sent_again_to_a_subscription_that_was_removed(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:
     lost = record(database)
+    failed(database, subscription, lost[0], attempts=1, ago=61)
     with database.begin() as connection:
-        deliveries.note_failure(
-            connection,
-            subscription.name,
-            lost[0],
-            state="retrying",
-            attempts=1,
-            error="again",
-            wait=timedelta(seconds=-61),
-        )
         removal.forget(connection, subscription.name)
         late = redelivery.take_late_retries(
             connection, subscription.name, timedelta(), 10, overtaken=False

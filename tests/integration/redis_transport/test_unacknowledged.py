@@ -20,25 +20,9 @@ AT_ONCE = {"visibility_timeout": 0, "unacked_restore_throttle": 1}
 
 
 @pytest.fixture
-def url(servers: Servers) -> Iterator[str]:
-    """An empty database of the tests' Valkey."""
-    found = f"{servers.redis_url.rpartition('/')[0]}/6"
-    with Redis.from_url(found) as client:
-        client.flushdb()
-    yield found
-    with Redis.from_url(found) as client:
-        client.flushdb()
-
-
-@pytest.fixture
-def redis(url: str) -> Iterator[Redis]:
-    with Redis.from_url(url) as client:
-        yield client
-
-
-@pytest.fixture
-def connect(url: str) -> Iterator[Callable[..., Connection]]:
-    """Connections with the transport."""
+def connect(servers: Servers, redis: Redis) -> Iterator[Callable[..., Connection]]:
+    """Connections to the empty database, with the transport."""
+    url = f"{servers.redis_url.rpartition('/')[0]}/6"
     made: list[Connection] = []
 
     def make(**options: Any) -> Connection:
