@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
 
 from cos_events import telemetry
 from cos_events.dispatcher import wake
+from cos_events.store import writing
 from cos_events.store.engine import wait_when_committing
 from cos_events.store.models import OutboxRow
 from cos_events.telemetry import names
@@ -54,17 +55,48 @@ def watch(session: Session) -> AbstractContextManager[object]:
 
 
 # On the class, not on each session: three listeners a session cost more than the commit's own hook.
+@event.listens_for(Session, "before_flush")
+def _before_flush(session: Session, _context: UOWTransaction, _objects: object) -> None:
+    if (recorded := session.info.get(_KEY)) is None or not (rows := _new_rows(session)):
+        return
+    try:
+        connection = session.connection(bind_arguments={"mapper": OutboxRow})
+        _keep(session, recorded, writing.write(connection, rows))
+    except BaseException:
+        _fail(session)
+        raise
+    for row in rows:
+        session.expunge(row)
+
+
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
-    if (recorded := session.info.get(_KEY)) is None:
+    # What another listener of before_flush recorded after ours was inserted by the unit of work.
+    if (recorded := session.info.get(_KEY)) is None or not (rows := _new_rows(session)):
         return
-    rows = [(row.id, row.source_module) for row in session.new if isinstance(row, OutboxRow)]
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    if rows and transaction is not None:
-        recorded.rows.setdefault(transaction, []).extend(rows)
-        # They are broadcast at once: a crash of PostgreSQL must not take them back. Whoever
-        # commits has come by here; a SAVEPOINT takes this back, and the rows.
-        wait_when_committing(session, session.get_bind(OutboxRow))
+    writing.write_companions(session.connection(bind_arguments={"mapper": OutboxRow}), rows)
+    _keep(session, recorded, [(row.id, row.source_module) for row in rows])
+
+
+def _new_rows(session: Session) -> list[OutboxRow]:
+    return [row for row in session.new if isinstance(row, OutboxRow)]
+
+
+def _keep(session: Session, recorded: _Recorded, written: list[tuple[int, str]]) -> None:
+    if transaction := session.get_nested_transaction() or session.get_transaction():
+        recorded.rows.setdefault(transaction, []).extend(written)
+    # They are broadcast at once: a crash of PostgreSQL must not take them back. Whoever commits has
+    # come by here; a SAVEPOINT takes this back, and the rows.
+    wait_when_committing(session, session.get_bind(OutboxRow))
+
+
+def _fail(session: Session) -> None:
+    """Leave the session as any flush that failed does: nothing works in it until it rolls back.
+
+    SQLAlchemy has no public way; this is what `Session._flush` does with its own errors.
+    """
+    if transaction := session.get_nested_transaction() or session.get_transaction():
+        transaction._begin().rollback(_capture_exception=True)  # noqa: SLF001
 
 
 @event.listens_for(Session, "after_commit")

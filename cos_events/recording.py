@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -18,7 +18,7 @@ from cos_events.context import current_request_id
 from cos_events.envelope import Envelope, describe
 from cos_events.errors import InvalidEnvelope, InvalidPayload
 from cos_events.settings import get_settings
-from cos_events.store.models import OutboxRow
+from cos_events.store.models import Companion, OutboxRow
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -84,12 +84,25 @@ def encode(envelope: Envelope) -> str:
     return raw
 
 
-def record(session: Session, envelope: Envelope, raw: str) -> UUID:
-    """Put an encoded envelope into the outbox, within the session's transaction."""
+def record(
+    session: Session, envelope: Envelope, raw: str, companions: Sequence[Companion] = ()
+) -> UUID:
+    """Put an encoded envelope into the outbox, within the session's transaction.
+
+    Args:
+        session: whose next flush writes it.
+        envelope: the event.
+        raw: its JSON.
+        companions: rows of other tables that are written with it.
+
+    Returns:
+        The event's `base_log_id`.
+    """
     with capture.watch(session):
         traceparent = telemetry.current_traceparent()
     session.add(
         OutboxRow(
+            companions,
             event_id=envelope.base_log_id,
             source_module=envelope.source_module,
             event_type=envelope.event_type,

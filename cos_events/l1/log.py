@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from pydantic import ValidationError
+from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
 from cos_events.capture import watch
@@ -19,9 +20,10 @@ from cos_events.recording import encode, make_envelope, record
 
 EventType = Literal["prompt_trace", "event_log"]
 
-_KINDS: dict[str, tuple[type[Content], type[PromptTrace | EventLog]]] = {
-    "prompt_trace": (PromptTraceContent, PromptTrace),
-    "event_log": (EventLogContent, EventLog),
+_BASE_LOG = cast("Table", BaseLog.__table__)
+_KINDS: dict[str, tuple[type[Content], Table]] = {
+    "prompt_trace": (PromptTraceContent, cast("Table", PromptTrace.__table__)),
+    "event_log": (EventLogContent, cast("Table", EventLog.__table__)),
 }
 
 
@@ -59,7 +61,7 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
         raise InvalidPayload(
             f"cannot record this event: event_type: {event_type!r} is not prompt_trace or event_log"
         )
-    content_type, row_type = _KINDS[event_type]
+    content_type, table = _KINDS[event_type]
     try:
         content = content_type.model_validate(dict(data)).model_dump()
     except ValidationError as error:
@@ -74,14 +76,13 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
             request_id=request_id,
         )
     raw = encode(envelope)
-    base_log = BaseLog(
-        id=envelope.base_log_id,
-        source_module=envelope.source_module,
-        event_type=envelope.event_type,
-        occurred_at=envelope.timestamp,
-        trace_id=envelope.trace_id,
-        request_id=envelope.request_id,
-    )
-    session.add(base_log)
-    session.add(row_type(base_log=base_log, **content))
-    return record(session, envelope, raw)
+    base_log = {
+        "id": envelope.base_log_id,
+        "source_module": envelope.source_module,
+        "event_type": envelope.event_type,
+        "occurred_at": envelope.timestamp,
+        "trace_id": envelope.trace_id,
+        "request_id": envelope.request_id,
+    }
+    described = {"base_log_id": envelope.base_log_id, **content}
+    return record(session, envelope, raw, [(_BASE_LOG, base_log), (table, described)])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 from sqlalchemy import (
@@ -12,6 +13,7 @@ from sqlalchemy import (
     Identity,
     Index,
     MetaData,
+    Table,
     Text,
     func,
     text,
@@ -57,8 +59,17 @@ class Base(DeclarativeBase):
     }
 
 
+Companion = tuple[Table, Mapping[str, Any]]
+"""A row of another table, and its columns' values, that an event is recorded with."""
+
+
 class OutboxRow(Base):
-    """One recorded event: the promise that it goes out once its transaction committed."""
+    """One recorded event: the promise that it goes out once its transaction committed.
+
+    Parameters:
+        companions: rows that are written with it; what one refers to stands before it.
+        columns: its own.
+    """
 
     # Defaults are evaluated in the order of the columns: the transaction has its number before the
     # row has its id. The relay's watermark relies on it.
@@ -83,6 +94,10 @@ class OutboxRow(Base):
     """W3C trace context of the recording, for a message header; null where nothing was traced."""
     recorded_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     published_at: Mapped[datetime | None]
+
+    def __init__(self, companions: Sequence[Companion] = (), **columns: Any) -> None:
+        super().__init__(**columns)
+        self.companions = companions
 
 
 class SubscriptionRow(Base):

@@ -16,6 +16,7 @@ from cos_events.settings import get_settings
 from cos_events.telemetry.names import SQLSTATE, STATEMENT, SpanName
 from cos_events.telemetry.tracing import Span, in_span, start
 
+_VERB = re.compile(r"\b(?:SELECT|INSERT|UPDATE|DELETE)\b", re.IGNORECASE)
 _TABLE = re.compile(r"\b(?:INTO|FROM|UPDATE|JOIN)\s+([\w.]+)", re.IGNORECASE)
 
 
@@ -53,7 +54,8 @@ def _failed(failure: ExceptionContext) -> None:
 
 
 def _summary(statement: str) -> str:
-    """Its first word and the first table that it names: never a value."""
-    verb = statement.split(maxsplit=1)[0].upper()
+    """Its first verb and the first table that it names: never a value."""
+    found = _VERB.search(statement)
+    verb = found[0].upper() if found else statement.split(maxsplit=1)[0].upper()
     table = _TABLE.search(statement)
     return f"{verb} {table[1]}" if table else verb

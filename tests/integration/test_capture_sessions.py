@@ -1,6 +1,7 @@
 """Kinds of sessions, sessions joined to an outside transaction, and what SQLAlchemy itself does."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any
 from uuid import uuid4
@@ -10,9 +11,18 @@ from sqlalchemy import event, insert, select, text
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from cos_events import dispatcher, record_event
+from cos_events import dispatcher, log_l1, record_event
+from cos_events.l1 import BaseLog, EventLog
 from cos_events.store.models import OutboxRow
 
+BASE_LOG = {
+    "id": uuid4(),
+    "source_module": "cc",
+    "event_type": "own",
+    "occurred_at": datetime.now(UTC),
+    "trace_id": "",
+    "request_id": "",
+}
 JOIN_MODES = ["conditional_savepoint", "rollback_only", "control_fully", "create_savepoint"]
 
 
@@ -148,10 +158,15 @@ def test_an_event_recorded_on_the_side_by_a_flush_hook_is_handed_over(
         @event.listens_for(session, "before_flush", once=True)
         def _record(session: Session, *_: object) -> None:
             record_event(session, "hooked", {})
+            log_l1(session, "event_log", {"level": "info", "component": "c", "message": "hooked"})
 
         record_event(session, "one", {})
+        session.add(BaseLog(**BASE_LOG))
         session.commit()
-    assert [sorted(each) for each in woken] == [sorted(ids(committed, "one", "hooked"))]
+        assert session.scalars(select(EventLog.message)).all() == ["hooked"]
+    assert [sorted(each) for each in woken] == [
+        sorted(ids(committed, "one", "hooked", "event_log"))
+    ]
 
 
 def test_sqlalchemy_fires_after_commit_for_an_empty_commit_and_a_released_savepoint(

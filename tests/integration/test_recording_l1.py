@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, event, func, select
 from sqlalchemy.orm import Session
 
-from cos_events import InvalidPayload, capture, log_l1
+from cos_events import InvalidPayload, capture, log_l1, record_event
 from cos_events.l1.models import BaseLog, EventLog, PromptTrace
+from cos_events.store import writing
 from cos_events.store.models import OutboxRow
 
 PROMPT = {
@@ -27,7 +28,7 @@ TABLES = [BaseLog, PromptTrace, EventLog, OutboxRow]
 
 @pytest.fixture
 def session(database: Engine, monkeypatch) -> Iterator[Session]:
-    monkeypatch.setattr(capture, "wake", lambda ids: None)
+    monkeypatch.setattr(capture, "wake", lambda ids, modules: None)
     with Session(database) as opened:
         yield opened
 
@@ -65,6 +66,40 @@ def test_an_event_log_keeps_what_else_there_is_to_say_as_attributes(session) -> 
     envelope = json.loads(session.scalars(select(OutboxRow.envelope)).one())
     assert envelope["data"] == {**LOG, "attributes": {"pid": 7, "node": "ö"}}
     assert counts(session) == [1, 0, 1, 1]
+
+
+def test_all_that_one_flush_writes_is_one_statement_in_the_order_of_recording(
+    session, database
+) -> None:
+    statements: list[str] = []
+    event.listen(database, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    recorded = [
+        log_l1(session, "event_log", LOG),
+        record_event(session, "happened", {}),
+        log_l1(session, "prompt_trace", PROMPT),
+        log_l1(session, "event_log", LOG),
+    ]
+    session.commit()
+    assert len(statements) == 1
+    assert counts(session) == [3, 1, 2, 4]
+    in_order = select(OutboxRow.event_id).order_by(OutboxRow.id)
+    assert list(session.scalars(in_order)) == recorded
+
+
+@pytest.mark.parametrize("limit", ["MAX_ROWS", "MAX_CHARACTERS"])
+def test_what_is_too_much_for_one_statement_goes_in_several(
+    session, database, monkeypatch, limit
+) -> None:
+    statements: list[str] = []
+    event.listen(database, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    recorded = [log_l1(session, "event_log", LOG) for _ in range(5)]
+    size = len(session.new.pop().envelope)
+    monkeypatch.setattr(writing, limit, {"MAX_ROWS": 2, "MAX_CHARACTERS": 2 * size}[limit])
+    session.commit()
+    assert len(statements) == 3
+    assert counts(session) == [5, 0, 5, 5]
+    in_order = select(OutboxRow.event_id).order_by(OutboxRow.id)
+    assert list(session.scalars(in_order)) == recorded
 
 
 def test_a_rollback_leaves_neither_record_nor_event(session) -> None:
