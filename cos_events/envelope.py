@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import (
@@ -47,6 +47,13 @@ def _to_utc(moment: datetime) -> datetime:
         raise ValueError("must be within the years 1 to 9999 in UTC") from None
 
 
+if TYPE_CHECKING:
+    # As json.loads is typed: who recorded it knows what it holds, and JsonValue would be asked for
+    # its type at each step down.
+    JsonObject = dict[str, Any]
+else:
+    JsonObject = dict[str, JsonValue]
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Timestamp = Annotated[
     AwareDatetime,
@@ -79,7 +86,7 @@ class Envelope(BaseModel):
     trace_id: str
     request_id: str
     event_type: Name
-    data: dict[str, JsonValue]
+    data: JsonObject
 
     def encode(self) -> str:
         """The JSON text of this envelope."""
@@ -104,7 +111,7 @@ class Envelope(BaseModel):
 class _Content(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    data: dict[str, JsonValue]
+    data: JsonObject
 
 
 def describe(error: ValidationError) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,14 @@ def test_a_rejected_order_is_a_dead_letter(shop: dict[str, Any], database: Engin
     with database.connect() as connection:
         row = connection.execute(select(DeliveryRow.state, DeliveryRow.error)).one()
     assert row == ("dead", "rejected: Rejected: no such order")
+
+
+def test_its_code_satisfies_a_strict_type_checker(tmp_path: Path) -> None:
+    module = tmp_path / "shop.py"
+    module.write_text("\n\n".join(BLOCKS))
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(module)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_every_setting_stands_in_the_documentation_with_its_default() -> None:
