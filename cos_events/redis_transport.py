@@ -8,7 +8,7 @@ either transport may share a Redis.
 
 For any Celery application: import this module, and give `broker_url` the scheme `redis-batch://`
 (`rediss-batch://` for TLS); or keep the URL and set `broker_transport` to one of these. Without
-`ssl_cert_reqs` a TLS server's certificate is checked. Sentinel and Cluster are not supported.
+`ssl_cert_reqs` a TLS server's certificate is checked. Sentinel and Cluster are refused.
 
 What is popped is noted among the unacknowledged in the same script, so that a killed worker loses
 none of it; but for the first message of a fetch, which BRPOP takes, as with Kombu's own.
@@ -25,7 +25,7 @@ import json
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import Any
 
@@ -33,6 +33,7 @@ from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.uuid import uuid
+from redis.exceptions import NoPermissionError
 
 from cos_events.redis_guard import payload_of, wrap
 
@@ -168,6 +169,13 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         self._tag_prefix = f"{uuid()}."
         self._next_tag = 0
         super().__init__(*args, **kwargs)
+        # A user of Redis who may not ask is let in.
+        with suppress(NoPermissionError):
+            if self._client().info("cluster").get("cluster_enabled"):
+                raise KombuError(
+                    "cos_events.redis_transport does not support Redis Cluster, nor does Kombu: "
+                    "give the broker a Redis without cluster mode"
+                )
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:

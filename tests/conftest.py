@@ -202,12 +202,18 @@ def frozen() -> Callable[[embedded.EmbeddedValkey], AbstractContextManager[None]
 
 
 @pytest.fixture
-def valkey() -> Iterator[embedded.EmbeddedValkey]:
-    """A server to stop, freeze and empty; its folder can be reached by `nobody`."""
+def open_folder() -> Iterator[Path]:
+    """A folder that `nobody` can reach, for a private server."""
     folder = Path(tempfile.mkdtemp(prefix="cos-events-test-"))
     folder.chmod(0o755)
-    server = embedded.EmbeddedValkey(folder / "valkey", "secret")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def valkey(open_folder: Path) -> Iterator[embedded.EmbeddedValkey]:
+    """A server to stop, freeze and empty."""
+    server = embedded.EmbeddedValkey(open_folder / "valkey", "secret")
     server.start()
     yield server
     server.stop()
-    shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,8 @@ from redis import Redis
 
 from cos_events import broker, install, redis_transport
 from cos_events.app import _choose_transport
-from cos_events.embedded import Servers
+from cos_events.embedded import EmbeddedValkey, Servers
+from cos_events.embedded.process import free_port
 from cos_events.redis_transport import GATHER_SECONDS, NAME, TLS_NAME
 
 FAST = {"transport": NAME}
@@ -304,6 +306,42 @@ def test_sentinel_is_refused_with_what_to_do_instead() -> None:
     connection = Connection("redis://127.0.0.1:1/0", transport=NAME, transport_options=options)
     with pytest.raises(KombuError, match="use sentinel://"):
         connection.transport  # noqa: B018 - made when it is asked for
+
+
+def test_cluster_is_refused_with_what_to_do_instead(open_folder: Path) -> None:
+    settings = {"cluster-enabled": "yes", "cluster-port": str(free_port())}
+    server = EmbeddedValkey(open_folder / "valkey", "secret", settings=settings)
+    server.start()
+    try:
+        with (
+            Connection(server.url, transport=NAME) as connection,
+            pytest.raises(KombuError, match="without cluster mode"),
+        ):
+            connection.channel()
+    finally:
+        server.stop()
+
+
+def test_a_user_of_redis_who_may_not_ask_for_its_mode_is_let_in(url: str) -> None:
+    with Redis.from_url(url) as client:
+        client.acl_setuser(
+            "plain",
+            enabled=True,
+            passwords=["+x"],
+            keys=["*"],
+            channels=["*"],
+            categories=["+@all"],
+            commands=["-info"],
+        )
+        try:
+            at = url.rpartition("@")[2]
+            with (
+                Connection(f"redis://plain:x@{at}", transport=NAME) as connection,
+                connection.channel() as channel,
+            ):
+                channel.queue_declare("one")
+        finally:
+            client.acl_deluser("plain")
 
 
 def test_any_celery_application_may_use_it_by_its_scheme(url: str) -> None:
