@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
 from kombu import Connection
 
 from cos_events import rabbitmq_transport, redis_transport
-from cos_events.settings import get_settings
+from cos_events.errors import BrokerAway
+from cos_events.settings import get_settings, mask
 from cos_events.topology import is_rabbitmq
-
-logger = logging.getLogger(__name__)
 
 _installed: list[Celery] = []
 
@@ -102,36 +101,46 @@ def bytes_of(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def problem() -> str | None:
-    """Why the broker cannot be used, in its own words; None if it can."""
+@contextmanager
+def connected() -> Iterator[Any]:
+    """A connection that the broker has answered.
+
+    Raises:
+        BrokerAway: it does not, or no longer.
+    """
     try:
         with connect() as connection:
-            connection.connect()
-    except Exception as error:  # noqa: BLE001 - whatever the transport raises
-        return str(error) or type(error).__name__
-    return None
+            # By itself: a login that is refused is among the errors of a channel. Each server once.
+            connection.ensure_connection(max_retries=max(0, len(connection.alt) - 1))
+            yield connection
+    except Exception as error:
+        raise BrokerAway(mask(broker_url()), str(error) or type(error).__name__) from error
 
 
-def queue_depths(names: Iterable[str]) -> dict[str, int] | None:
+def is_away() -> bool:
+    """Whether the broker does not answer."""
+    try:
+        with connected():
+            return False
+    except BrokerAway:
+        return True
+
+
+def queue_depths(names: Iterable[str]) -> dict[str, int]:
     """How many messages wait in each of these queues; a queue that does not exist is absent.
 
-    None if the broker does not answer.
+    Raises:
+        BrokerAway: nobody can say.
     """
     depths: dict[str, int] = {}
-    try:
-        with connect() as connection:
-            # By itself: a login that is refused is among the errors of a channel.
-            connection.connect()
-            for name in names:
-                try:
-                    with connection.channel() as channel:
-                        declared = channel.queue_declare(name, passive=True)
-                    depths[name] = declared.message_count
-                except connection.channel_errors:
-                    continue
-    except Exception as error:  # noqa: BLE001 - whatever the transport raises
-        logger.debug("the broker does not answer: %s", error)
-        return None
+    with connected() as connection:
+        for name in names:
+            try:
+                with connection.channel() as channel:
+                    declared = channel.queue_declare(name, passive=True)
+                depths[name] = declared.message_count
+            except connection.channel_errors:
+                continue
     return depths
 
 

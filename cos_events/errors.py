@@ -24,6 +24,18 @@ class BroadcastError(CosEventsError):
     """The broker did not take a batch: the rows stay in the outbox and wait, nothing is lost."""
 
 
+class BrokerAway(BroadcastError):
+    """The broker does not answer; the text says where it was looked for.
+
+    Attributes:
+        why: in the words of its client.
+    """
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(f"the broker at {url} does not answer: {why}")
+        self.why = why
+
+
 class SubscriptionError(CosEventsError):
     """A subscription is declared wrongly, or one was named that does not exist."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
 
@@ -50,7 +50,7 @@ class Feeder:
             waiting = held.with_due(connection)
         if not waiting:
             return 0
-        depths = depths_of([row.name for row in waiting])
+        depths = broker.queue_depths([row.name for row in waiting])
         return each_by_itself(
             partial(self._turn, *row, self._depth - depths.get(row.name, 0)) for row in waiting
         )
@@ -114,21 +114,9 @@ def each_by_itself(turns: Iterable[Callable[[], int]]) -> int:
         try:
             done += turn()
         except BroadcastError as error:
-            if broker.problem():
+            if broker.is_away():
                 raise
             failed = error
     if failed is not None:
         raise failed
     return done
-
-
-def depths_of(names: Sequence[str]) -> dict[str, int]:
-    """How many messages wait in each of these queues; a queue that does not exist is absent.
-
-    Raises:
-        BroadcastError: the broker does not answer.
-    """
-    depths = broker.queue_depths(names)
-    if depths is None:
-        raise BroadcastError("the broker does not answer")
-    return depths

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import broker, telemetry
-from cos_events.errors import ConfigurationError
+from cos_events.errors import BrokerAway, ConfigurationError
 from cos_events.store.engine import get_engine
 from cos_events.store.lag import Lag, lags
 from cos_events.store.ledger import Backlog, backlog
@@ -112,11 +112,15 @@ def _read() -> Iterator[tuple[names.Metric, Sequence[str], float]]:
         yield names.PAUSED, [name], each.paused
         yield names.HOLDING, [name], each.holding
     queues = [PUBLISH_QUEUE, *(each.subscription for each in subscriptions)]
-    depths = broker.queue_depths(queues)
-    yield names.UP, ["broker"], depths is not None
-    if depths is not None:
-        for queue in queues:
-            yield names.QUEUE_DEPTH, [queue], depths.get(queue, 0)
+    try:
+        depths = broker.queue_depths(queues)
+    except BrokerAway as error:
+        logger.debug("%s", error)
+        yield names.UP, ["broker"], 0
+        return
+    yield names.UP, ["broker"], 1
+    for queue in queues:
+        yield names.QUEUE_DEPTH, [queue], depths.get(queue, 0)
 
 
 def _books() -> tuple[Backlog, list[Lag]]:

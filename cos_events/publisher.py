@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cos_events import broker, telemetry
 from cos_events.broadcast import Broadcaster, make_broadcaster
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
-from cos_events.errors import BroadcastError
+from cos_events.errors import BroadcastError, BrokerAway
 from cos_events.process import PerProcess, PerThread
 from cos_events.queue_room import QueueRoom
 from cos_events.settings import get_settings
@@ -89,8 +89,9 @@ class Publisher:
     def _hold_full_queues(self) -> None:
         if not (names := self._room.unknown()):
             return
-        depths = broker.queue_depths(names)
-        if depths is None:
+        try:
+            depths = broker.queue_depths(names)
+        except BrokerAway:
             return
         for name in self._room.look(depths, names):
             logger.warning("%s: its queue is full; more copies wait in PostgreSQL", name)

@@ -21,10 +21,11 @@ from functools import partial
 from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy, make_wire
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.errors import BroadcastError
-from cos_events.feeder import Feeder, depths_of, each_by_itself
+from cos_events.feeder import Feeder, each_by_itself
 from cos_events.publisher import BATCH_SIZE, publish_once
 from cos_events.retention import Retention
 from cos_events.settings import get_settings
@@ -135,7 +136,7 @@ class Redelivery:
         late: bool,
     ) -> list[Copy]:
         overdue = [each[0] for each in missing if each[1]]
-        depths = depths_of([name])
+        depths = broker.queue_depths([name])
         lost = [each[0] for each in missing if each[2]] if depths.get(name) else overdue
         again: list[Row[str, int, str | None]] = []
         for outbox_ids in (lost, *([each] for each in lost)):

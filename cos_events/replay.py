@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cos_events.selection import Selection
 from cos_events.store import replays, subscriptions
 from cos_events.store.engine import explained, get_engine
-from cos_events.store.replays import History
 
 BATCH_SIZE = 5_000
 """Events in one transaction."""
 
 
-def count(history: History) -> int:
+def count(subscription: str, selection: Selection) -> int:
     """How many events would run again.
 
     Raises:
         SubscriptionError: there is no such subscription.
     """
     with explained(), get_engine().connect() as connection:
-        subscriptions.require(connection, history.subscription)
-        return replays.count(connection, history)[0]
+        subscriptions.require(connection, subscription)
+        return replays.count(connection, subscription, selection)[0]
 
 
-def run_again(history: History, on_done: Callable[[int], object] = lambda _: None) -> int:
-    """Let all of this history run again, oldest first; each delivery begins a new generation.
+def run_again(
+    subscription: str, selection: Selection, on_done: Callable[[int], object] = lambda _: None
+) -> int:
+    """Let these events run again for a subscription, oldest first.
 
-    They are held until the subscription's queue has room. What is recorded meanwhile is not part
-    of it.
+    Each delivery begins a new generation. They are held until the subscription's queue has room.
+    What is recorded meanwhile is not part of it.
 
     Args:
-        history: which.
+        subscription: whose history it is.
+        selection: which of the events that it has been owed.
         on_done: told how many more are held.
 
     Returns:
@@ -40,12 +43,14 @@ def run_again(history: History, on_done: Callable[[int], object] = lambda _: Non
         SubscriptionError: there is no such subscription.
     """
     with explained(), get_engine().connect() as connection:
-        subscriptions.require(connection, history.subscription)
-        _, through = replays.count(connection, history)
+        subscriptions.require(connection, subscription)
+        _, through = replays.count(connection, subscription, selection)
     total = after = 0
     while True:
         with explained(), get_engine().begin() as connection:
-            seen, after = replays.run_again(connection, history, after, through, BATCH_SIZE)
+            seen, after = replays.run_again(
+                connection, subscription, selection, after, through, BATCH_SIZE
+            )
         total += seen
         on_done(seen)
         if seen < BATCH_SIZE:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from typing import Any
 
 import click
 
 from cos_events.cli.output import json_option, print_json
 from cos_events.cli.progress import progress_bar
+from cos_events.cli.selecting import selecting
 from cos_events.cli.servers import adopt_running
-from cos_events.cli.when import When
+from cos_events.selection import Selection
 
 ASK_ABOVE = 100
 """More events than that are replayed only after a question, or with --yes."""
@@ -18,27 +19,19 @@ ASK_ABOVE = 100
 
 @click.command("replay")
 @click.argument("subscription")
-@click.option(
-    "--since", type=When(), help="Recorded at or after: 2026-11-25T10:00Z, or 2h for two hours ago."
-)
-@click.option("--until", type=When(), help="Recorded before.")
-@click.option("--event-type", help="Only events of this type.")
-@click.option("--module", help="Only events of this source module.")
+@selecting
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--wait", is_flag=True, help="Wait until each is delivered or dead.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
-def command(  # noqa: PLR0913 - the options
+def command(
     *,
     subscription: str,
-    since: datetime | None,
-    until: datetime | None,
-    event_type: str | None,
-    module: str | None,
     dry_run: bool,
     wait: bool,
     yes: bool,
     as_json: bool,
+    **selected: Any,
 ) -> None:
     """Run history again for one subscription, on purpose: its effects happen once more.
 
@@ -48,11 +41,10 @@ def command(  # noqa: PLR0913 - the options
     Dead letters alone run again by `cos-events dlq replay`.
     """
     from cos_events import replay
-    from cos_events.store.replays import History
 
     adopt_running()
-    history = History(subscription, since, until, event_type, module)
-    total = replay.count(history)
+    selection = Selection(**selected)
+    total = replay.count(subscription, selection)
     if dry_run:
         _say(subscription, total, "would run again", as_json)
         return
@@ -60,7 +52,7 @@ def command(  # noqa: PLR0913 - the options
         question = f"Run {total:,} events again for {subscription}? Its effects happen once more."
         click.confirm(question, abort=True, err=True)
     with progress_bar("replaying", total) as done:
-        held = replay.run_again(history, done)
+        held = replay.run_again(subscription, selection, done)
     if wait:
         _follow(subscription, held)
     _say(subscription, held, "replayed" if wait else "run again as the queue has room", as_json)

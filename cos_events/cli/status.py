@@ -48,9 +48,11 @@ def command(as_json: bool) -> None:
 
 def read_status() -> dict[str, Any]:
     """All that `status` shows, as one JSON-able object."""
-    from redis import Redis, RedisError
+    from redis import RedisError
 
     from cos_events import broker
+    from cos_events.errors import BrokerAway
+    from cos_events.pubsub.clients import make_client
     from cos_events.settings import get_settings, mask
     from cos_events.store import ledger, retention, subscriptions
     from cos_events.store.engine import explained, get_engine
@@ -62,11 +64,15 @@ def read_status() -> dict[str, Any]:
         used, oldest = retention.size(connection)
         keep = get_settings().retain_for
         held_up_by = keep and retention.held_up_by(connection, timedelta(seconds=keep))
-    problem = broker.problem()
-    depths = None if problem else broker.queue_depths(conditions)
+    depths: dict[str, int] | None = None
+    try:
+        depths = broker.queue_depths(conditions)
+        broker_state = "up"
+    except BrokerAway as error:
+        broker_state = f"down: {error.why}"
     settings = get_settings()
     try:
-        with Redis.from_url(settings.redis_url, socket_timeout=settings.wire_timeout) as redis:
+        with make_client(patient=False) as redis:
             redis.ping()
         channel = "up"
     except RedisError as error:
@@ -76,7 +82,7 @@ def read_status() -> dict[str, Any]:
         "kept": {"bytes": used, "oldest": oldest, "held_up_by": held_up_by},
         "broker": {
             "url": mask(broker.broker_url()),
-            "state": f"down: {problem}" if problem else "up",
+            "state": broker_state,
         },
         "channel": {"url": mask(settings.redis_url), "state": channel},
         "subscriptions": [

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cos_events.cli.output import json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
+from cos_events.cli.selecting import selecting
 from cos_events.cli.servers import adopt_running
-from cos_events.cli.when import When
+from cos_events.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
     from cos_events.l1.healing import Unrecorded
-    from cos_events.store.ledger import Account, Scope
+    from cos_events.store.ledger import Account
 
 
 @click.command("verify")
@@ -35,23 +35,17 @@ if TYPE_CHECKING:
     help="Wait up to this many seconds until nothing is held, waiting, in flight or missing.",
 )
 @click.option("--subscription", help="Only this one.")
-@click.option("--module", help="Only events of this source module.")
-@click.option(
-    "--since", type=When(), help="Recorded at or after: 2026-11-25T10:00Z, or 2h for two hours ago."
-)
-@click.option("--until", type=When(), help="Recorded before.")
+@selecting
 @click.option("--heal", is_flag=True, help="Record the L1 rows that have no event.")
 @json_option
-def command(  # noqa: PLR0913 - the options
+def command(
     *,
     grace: float,
     wait: float,
     subscription: str | None,
-    module: str | None,
-    since: datetime | None,
-    until: datetime | None,
     heal: bool,
     as_json: bool,
+    **selected: Any,
 ) -> None:
     """Compare what was committed with what each subscription has had.
 
@@ -72,15 +66,14 @@ def command(  # noqa: PLR0913 - the options
     Exits with 0 if nothing is missing and no L1 row is without an event, with 1 otherwise, with 2
     for a wrong option.
     """  # noqa: D301 - the mark of click for lines that stay
-    from cos_events.store.ledger import Scope
-
     adopt_running()
-    scope = Scope(subscription, module, since, until)
-    unrecorded = _unrecorded(scope, heal=heal)
-    accounts = settled_accounts(grace, wait, scope)
+    selection = Selection(**selected)
+    unrecorded = _unrecorded(selection, heal=heal)
+    accounts = settled_accounts(grace, wait, subscription, selection)
     left = unrecorded.found - unrecorded.healed
     if as_json:
-        print_json(_report(scope, grace, accounts, unrecorded))
+        which = {"subscription": subscription, **asdict(selection)}
+        print_json(_report(which, grace, accounts, unrecorded))
     else:
         if unrecorded.found:
             click.echo(f"{unrecorded.found:,} L1 rows had no event, {unrecorded.healed:,} healed")
@@ -91,19 +84,24 @@ def command(  # noqa: PLR0913 - the options
         raise SystemExit(1)
 
 
-def _unrecorded(scope: Scope, *, heal: bool) -> Unrecorded:
+def _unrecorded(selection: Selection, *, heal: bool) -> Unrecorded:
     from cos_events.l1 import healing
     from cos_events.store.engine import explained, get_engine
 
     with explained():
         engine = get_engine()
         with engine.connect() as connection:
-            total = healing.count(connection, scope)
+            total = healing.count(connection, selection)
         with progress_bar("L1 rows", total) as done:
-            return healing.find(engine, scope, heal=heal, on_done=done)
+            return healing.find(engine, selection, heal=heal, on_done=done)
 
 
-def settled_accounts(grace: float, wait: float, scope: Scope | None = None) -> list[Account]:
+def settled_accounts(
+    grace: float,
+    wait: float,
+    subscription: str | None = None,
+    selection: Selection = EVERYTHING,
+) -> list[Account]:
     """The accounts, once nothing is owed any more or `wait` seconds are over.
 
     What is missing is waited for too: the relay sends it again.
@@ -113,28 +111,28 @@ def settled_accounts(grace: float, wait: float, scope: Scope | None = None) -> l
     """
     deadline = time.monotonic() + wait
     while True:
-        accounts = [_counting_queued(each) for each in _accounts(grace, scope)]
+        accounts = [_counting_queued(each) for each in _accounts(grace, subscription, selection)]
         owed = any(each.waiting or each.in_flight or each.held or each.missing for each in accounts)
         if not owed or time.monotonic() >= deadline:
             return accounts
         time.sleep(0.2)
 
 
-def _accounts(grace: float, scope: Scope | None) -> list[Account]:
+def _accounts(grace: float, subscription: str | None, selection: Selection) -> list[Account]:
     from cos_events.store import subscriptions
     from cos_events.store.engine import explained, get_engine
     from cos_events.store.ledger import outbox_range, verify
 
     with explained(), get_engine().connect() as connection:
         connection.execution_options(isolation_level="REPEATABLE READ")
-        subscriptions.require(connection, scope.subscription if scope else None)
+        subscriptions.require(connection, subscription)
         first, last = outbox_range(connection)
         with progress_bar("events", last - first + 1) as done:
-            return verify(connection, grace, scope, done)
+            return verify(connection, grace, subscription, selection, done)
 
 
 def _report(
-    scope: Scope, grace: float, accounts: list[Account], unrecorded: Unrecorded
+    which: dict[str, object], grace: float, accounts: list[Account], unrecorded: Unrecorded
 ) -> dict[str, object]:
     from cos_events.store import retention
     from cos_events.store.engine import explained, get_engine
@@ -148,7 +146,7 @@ def _report(
             "first_id": first,
             "last_id": last,
             "complete_from": complete_from,
-            **asdict(scope),
+            **which,
         },
         "grace": grace,
         "subscriptions": [asdict(each) for each in accounts],
@@ -165,8 +163,12 @@ def _counting_queued(account: Account) -> Account:
     if not account.missing:
         return account
     from cos_events import broker
+    from cos_events.errors import BrokerAway
 
-    depth = (broker.queue_depths([account.subscription]) or {}).get(account.subscription, 0)
+    try:
+        depth = broker.queue_depths([account.subscription]).get(account.subscription, 0)
+    except BrokerAway:
+        return account
     queued = min(account.missing, depth)
     return replace(account, missing=account.missing - queued, in_flight=account.in_flight + queued)
 

@@ -14,8 +14,8 @@ from cos_events.errors import InvalidPayload
 from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
 from cos_events.l1.models import BaseLog
 from cos_events.recording import encode, make_envelope
+from cos_events.selection import Selection
 from cos_events.store import retention
-from cos_events.store.ledger import Scope
 from cos_events.store.models import OutboxRow
 
 PAGE = 5_000
@@ -37,16 +37,20 @@ class Unrecorded:
     refused: dict[UUID, str] = field(default_factory=dict)
 
 
-def count(connection: Connection, scope: Scope) -> int:
+def count(connection: Connection, selection: Selection) -> int:
     """How many L1 rows are looked at."""
     return (
-        connection.scalar(select(func.count(BaseLog.id)).where(*_conditions(connection, scope)))
+        connection.scalar(select(func.count(BaseLog.id)).where(*_conditions(connection, selection)))
         or 0
     )
 
 
 def find(
-    engine: Engine, scope: Scope, *, heal: bool, on_done: Callable[[int], object] = lambda _: None
+    engine: Engine,
+    selection: Selection,
+    *,
+    heal: bool,
+    on_done: Callable[[int], object] = lambda _: None,
 ) -> Unrecorded:
     """Find the L1 rows that have no event, and give them one if `heal` is set.
 
@@ -55,14 +59,14 @@ def find(
 
     Args:
         engine: on the bus's database.
-        scope: which rows; its subscription does not matter.
+        selection: which rows.
         heal: record their events; publishers then find them.
         on_done: told how many more rows were looked at.
     """
     result = Unrecorded()
-    for page in _pages(engine, scope):
+    for page in _pages(engine, selection):
         with Session(engine) as session, session.begin():
-            looked_at = _kept(session.connection(), scope, page) if heal else page
+            looked_at = _kept(session.connection(), selection, page) if heal else page
             known = select(OutboxRow.event_id).where(OutboxRow.event_id == func.any(list(page)))
             missing = set(looked_at) - set(session.scalars(known))
             result.found += len(missing)
@@ -72,21 +76,21 @@ def find(
     return result
 
 
-def _kept(connection: Connection, scope: Scope, page: Sequence[UUID]) -> Sequence[UUID]:
+def _kept(connection: Connection, selection: Selection, page: Sequence[UUID]) -> Sequence[UUID]:
     """Those that retention keeps as long as the transaction lasts."""
     # What it dropped meanwhile would look as if it had never been recorded.
     retention.alone(connection)
-    conditions = _conditions(connection, scope)
+    conditions = _conditions(connection, selection)
     return connection.scalars(
         select(BaseLog.id).where(BaseLog.id == func.any(list(page)), *conditions)
     ).all()
 
 
-def _pages(engine: Engine, scope: Scope) -> Iterator[Sequence[UUID]]:
+def _pages(engine: Engine, selection: Selection) -> Iterator[Sequence[UUID]]:
     after = UUID(int=0)
     while True:
         with engine.connect() as connection:
-            conditions = _conditions(connection, scope)
+            conditions = _conditions(connection, selection)
             page = connection.scalars(
                 select(BaseLog.id)
                 .where(BaseLog.id > after, *conditions)
@@ -100,17 +104,11 @@ def _pages(engine: Engine, scope: Scope) -> Iterator[Sequence[UUID]]:
         after = page[-1]
 
 
-def _conditions(connection: Connection, scope: Scope) -> list[ColumnElement[bool]]:
+def _conditions(connection: Connection, selection: Selection) -> list[ColumnElement[bool]]:
     asked: list[ColumnElement[bool]] = []
     if (complete_from := retention.dropped_before(connection)) is not None:
         asked.append(BaseLog.recorded_at >= complete_from)
-    if scope.module is not None:
-        asked.append(BaseLog.source_module == scope.module)
-    if scope.since is not None:
-        asked.append(BaseLog.recorded_at >= scope.since)
-    if scope.until is not None:
-        asked.append(BaseLog.recorded_at < scope.until)
-    return asked
+    return asked + selection.conditions(BaseLog)
 
 
 def _heal(session: Session, ids: set[UUID], result: Unrecorded) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, String, and_, cast, func, or_, select, text
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
+from cos_events.selection import EVERYTHING, Selection
 from cos_events.store import subscriptions
 from cos_events.store.models import UNFINISHED, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
@@ -53,36 +53,6 @@ class Account:
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What of the books is looked at; what is left out does not matter.
-
-    Attributes:
-        subscription: only this one.
-        module: only events of this source module.
-        since: recorded then or later.
-        until: recorded before.
-    """
-
-    subscription: str | None = None
-    module: str | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """The same, on `outbox` and `subscription`."""
-        asked: list[ColumnElement[bool]] = []
-        if self.subscription is not None:
-            asked.append(SubscriptionRow.name == self.subscription)
-        if self.module is not None:
-            asked.append(OutboxRow.source_module == self.module)
-        if self.since is not None:
-            asked.append(OutboxRow.recorded_at >= self.since)
-        if self.until is not None:
-            asked.append(OutboxRow.recorded_at < self.until)
-        return asked
-
-
 def outbox_range(connection: Connection) -> tuple[int, int]:
     """The first and last outbox id that there are; 0 and 0 if there is none."""
     ids = func.min(OutboxRow.id), func.max(OutboxRow.id)
@@ -93,7 +63,8 @@ def outbox_range(connection: Connection) -> tuple[int, int]:
 def verify(
     connection: Connection,
     grace: float,
-    scope: Scope | None = None,
+    subscription: str | None = None,
+    selection: Selection = EVERYTHING,
     on_done: Callable[[int], object] = lambda _: None,
 ) -> list[Account]:
     """The account of every subscription, by name.
@@ -104,17 +75,17 @@ def verify(
         connection: on the bus's database; in a transaction of REPEATABLE READ all counts are of one
             moment.
         grace: seconds that a published event may take.
-        scope: which part of the books; all by default.
+        subscription: only its account.
+        selection: only these events.
         on_done: told how many more ids were looked at.
     """
-    scope = scope or Scope()
     books = {
         each.name: _Book()
         for each in subscriptions.load(connection)
-        if scope.subscription in (None, each.name)
+        if subscription in (None, each.name)
     }
     first, last = outbox_range(connection)
-    statement = _statement(scope)
+    statement = _statement(list(books), selection)
     for start in range(first, last + 1, CHUNK):
         through = min(start + CHUNK - 1, last)
         rows = connection.execute(statement, {"grace": grace, "start": start, "through": through})
@@ -147,7 +118,7 @@ class _Book:
         return Account(name, **{count: total[count] for count in COUNTS}, modules=modules)
 
 
-def _statement(scope: Scope) -> Any:
+def _statement(names: Sequence[str], selection: Selection) -> Any:
     overdue = OutboxRow.published_at < func.now() - text("make_interval(secs => :grace)")
     no_row = DeliveryRow.event_id.is_(None)
     state = DeliveryRow.state
@@ -181,7 +152,7 @@ def _statement(scope: Scope) -> Any:
             ),
         )
         .where(OutboxRow.id >= text(":start"), OutboxRow.id <= text(":through"))
-        .where(*scope.conditions())
+        .where(SubscriptionRow.name == func.any(names), *selection.conditions(OutboxRow))
         .group_by(SubscriptionRow.name, OutboxRow.source_module)
     )
 

@@ -2,71 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
-
 from sqlalchemy import ColumnElement, Connection, func, literal, select, text
 from sqlalchemy.dialects.postgresql import insert
 
+from cos_events.selection import Selection
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """Published events that a subscription wants; what is left out does not matter.
-
-    Attributes:
-        subscription: whose.
-        since: recorded then or later.
-        until: recorded before.
-        event_type: of this type.
-        module: of this source module.
-    """
-
-    subscription: str
-    since: datetime | None = None
-    until: datetime | None = None
-    event_type: str | None = None
-    module: str | None = None
-
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """The same, on `outbox` joined with `subscription`."""
-        asked = [
-            SubscriptionRow.name == self.subscription,
-            OutboxRow.published_at.is_not(None),
-            wanted(),
-        ]
-        if self.since is not None:
-            asked.append(OutboxRow.recorded_at >= self.since)
-        if self.until is not None:
-            asked.append(OutboxRow.recorded_at < self.until)
-        if self.event_type is not None:
-            asked.append(OutboxRow.event_type == self.event_type)
-        if self.module is not None:
-            asked.append(OutboxRow.source_module == self.module)
-        return asked
+def _conditions(subscription: str, selection: Selection) -> list[ColumnElement[bool]]:
+    """Of the published events that it wants, on `outbox` joined with `subscription`."""
+    return [
+        SubscriptionRow.name == subscription,
+        OutboxRow.published_at.is_not(None),
+        wanted(),
+        *selection.conditions(OutboxRow),
+    ]
 
 
-def count(connection: Connection, history: History) -> tuple[int, int]:
-    """How many events there are, and the last one's outbox id."""
+def count(connection: Connection, subscription: str, selection: Selection) -> tuple[int, int]:
+    """How many of these events it has been owed, and the last one's outbox id."""
     found = select(func.count(), func.coalesce(func.max(OutboxRow.id), 0))
     number, last = connection.execute(
-        found.select_from(OutboxRow, SubscriptionRow).where(*history.conditions())
+        found.select_from(OutboxRow, SubscriptionRow).where(*_conditions(subscription, selection))
     ).one()
     return number, last
 
 
-def run_again(
-    connection: Connection, history: History, after: int, through: int, limit: int
+def run_again(  # noqa: PLR0913, PLR0917 - one page of a history
+    connection: Connection,
+    subscription: str,
+    selection: Selection,
+    after: int,
+    through: int,
+    limit: int,
 ) -> tuple[int, int]:
-    """Hold the next events of this history, as if nobody had had them.
+    """Hold the next of these events for it, as if it had never had them.
 
     What is held or waits for a retry runs anyway, and is left as it is.
 
     Args:
         connection: in a transaction.
-        history: which.
+        subscription: whose history runs again.
+        selection: which of its events.
         after: only events of higher outbox ids.
         through: and up to this one.
         limit: the most of them.
@@ -77,7 +55,7 @@ def run_again(
     page = (
         select(OutboxRow.event_id, OutboxRow.id)
         .select_from(OutboxRow, SubscriptionRow)
-        .where(OutboxRow.id > after, OutboxRow.id <= through, *history.conditions())
+        .where(OutboxRow.id > after, OutboxRow.id <= through, *_conditions(subscription, selection))
         .order_by(OutboxRow.id)
         .limit(limit)
         # What retention is about to drop would otherwise be held without its event.
@@ -86,7 +64,7 @@ def run_again(
     )
     columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "generation"]
     rows = select(
-        literal(history.subscription),
+        literal(subscription),
         page.c.event_id,
         page.c.id,
         literal("held"),

@@ -207,7 +207,6 @@ LOGGERS = {
     "cos_events.app": "a worker on another broker than BROKER_URL names",
     "cos_events.broadcast.bindings": "a queue on RabbitMQ that somebody made otherwise",
     "cos_events.broadcast.redis": "a queue's key on Redis that somebody uses otherwise",
-    "cos_events.broker": "that the broker did not say how much waits",
     "cos_events.capture": "committed events whose wake-up failed, left to the relay",
     "cos_events.circuit_breaker": "each outage of a server, when it begins and when it ends",
     "cos_events.dead_letters.burying": "messages that nobody can deliver, and why",

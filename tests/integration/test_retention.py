@@ -18,11 +18,10 @@ from cos_events import record_event, replay, retention
 from cos_events.l1 import healing, log_l1
 from cos_events.l1.models import BaseLog
 from cos_events.retention import Retention
+from cos_events.selection import EVERYTHING
 from cos_events.store import deliveries, replays, subscriptions
 from cos_events.store import retention as statements
-from cos_events.store.ledger import Scope
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
-from cos_events.store.replays import History
 from cos_events.subscription import Subscription
 
 DAY = 86_400.0
@@ -187,7 +186,7 @@ def test_l1_rows_stay_and_are_not_taken_for_unrecorded_afterwards(
     assert Retention(database, DAY).sweep() == 1
     with database.connect() as connection:
         assert connection.scalar(select(func.count(healing.BaseLog.id))) == 1
-    assert healing.find(database, Scope(), heal=True).found == 0
+    assert healing.find(database, EVERYTHING, heal=True).found == 0
 
 
 def test_status_says_who_holds_it_up(database: Engine, event: Callable[..., UUID]) -> None:
@@ -212,7 +211,7 @@ def test_what_is_replayed_meanwhile_is_not_held_without_its_event(
         with database.begin() as connection:
             page = statements.next_page(connection, 0, timedelta(days=7), 10)
             assert statements.drop(connection, page) == 3
-            said = pool.submit(replay.run_again, History("mailer"))
+            said = pool.submit(replay.run_again, "mailer", EVERYTHING)
             eventually(lambda: waits_for_a_lock(database))
         assert said.result() == 0
     with Session(database) as session:
@@ -223,7 +222,7 @@ def test_what_a_replay_holds_is_not_dropped(database: Engine, event: Callable[..
     subscribe(database, "mailer")
     replayed, old = event(8, "mailer"), event(8, "mailer")
     with database.connect() as person, person.begin():
-        replays.run_again(person, History("mailer"), 0, 1, 10)
+        replays.run_again(person, "mailer", EVERYTHING, 0, 1, 10)
         with database.begin() as connection:
             page = statements.next_page(connection, 0, timedelta(days=7), 10)
             assert statements.drop(connection, page) == 1
@@ -247,6 +246,6 @@ def test_what_is_dropped_while_l1_is_healed_is_not_recorded_once_more(database: 
             dropped.append(Retention(database, DAY).sweep())
 
     sqlalchemy.event.listen(database, "after_cursor_execute", drop_now)
-    found = healing.find(database, Scope(), heal=True)
+    found = healing.find(database, EVERYTHING, heal=True)
     sqlalchemy.event.remove(database, "after_cursor_execute", drop_now)
     assert (dropped, found.found, found.healed) == ([1], 0, 0)

@@ -242,13 +242,11 @@ def _own_queues() -> Iterator[None]:
         *(dead_letter_queue_name(name) for name in SUBSCRIPTIONS),
     ]
     depths = broker.queue_depths(names)
-    url = mask(broker.broker_url())
-    if depths is None:
-        raise CosEventsError(f"the broker at {url} does not answer: is it running?")
     if taken := [name for name, depth in depths.items() if depth or broker.on_rabbitmq()]:
         raise CosEventsError(
-            f"the broker at {url} carries a bus already (queue {taken[0]!r}): give the demo "
-            "another virtual host or Redis database, or delete its queues"
+            f"the broker at {mask(broker.broker_url())} carries a bus already "
+            f"(queue {taken[0]!r}): give the demo another virtual host or Redis database, "
+            "or delete its queues"
         )
     try:
         yield

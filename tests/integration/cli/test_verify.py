@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from cos_events import Envelope, log_l1
 from cos_events.l1 import healing
-from cos_events.store.ledger import COUNTS, Scope
+from cos_events.selection import EVERYTHING
+from cos_events.store.ledger import COUNTS
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 
 Cli = Callable[..., Result]
@@ -188,7 +189,7 @@ def test_the_digest_is_over_the_delivered_ids_in_their_order(
     assert account["modules"]["cc"]["digest"] == hashlib.sha256(lines.encode()).hexdigest()
 
 
-def test_it_is_narrowed_by_subscription_module_and_time(
+def test_it_is_narrowed_by_subscription_module_type_and_time(
     subscribe: Callable[..., None],
     add_event: Callable[..., object],
     verify: Verify,
@@ -202,6 +203,8 @@ def test_it_is_narrowed_by_subscription_module_and_time(
     assert verify("--subscription", "mailer") == (0, {"mailer": {"committed": 2, "delivered": 2}})
     assert verify("--module", "cc")[0] == 0
     assert verify("--module", "pem")[0] == 1
+    assert verify("--event-type", "other") == (0, {"mailer": {}, "archive": {}})
+    assert verify("--event-type", "event_log") == verify()
     assert verify("--until", "1h") == (0, {"mailer": {}, "archive": {}})
     assert verify("--since", "1h")[0] == 1
     expected = "there is no subscription 'gossip'; there are: archive, mailer"
@@ -275,7 +278,9 @@ def test_two_that_heal_at_once_give_each_row_one_event(
     with ThreadPoolExecutor(2) as pool:
         results = [
             each.result()
-            for each in [pool.submit(healing.find, database, Scope(), heal=True) for _ in range(2)]
+            for each in [
+                pool.submit(healing.find, database, EVERYTHING, heal=True) for _ in range(2)
+            ]
         ]
     assert sum(each.healed for each in results) == 2
     with database.connect() as connection:
@@ -287,5 +292,5 @@ def test_many_l1_rows_are_looked_at_page_by_page(
 ) -> None:
     monkeypatch.setattr(healing, "PAGE", 1)
     pages: list[int] = []
-    assert healing.find(database, Scope(), heal=False, on_done=pages.append).found == 3
+    assert healing.find(database, EVERYTHING, heal=False, on_done=pages.append).found == 3
     assert pages == [1, 1, 1]

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, func, update
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, metrics
-from cos_events.errors import ConfigurationError
+from cos_events.errors import BrokerAway, ConfigurationError
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 
 if TYPE_CHECKING:
@@ -129,11 +129,15 @@ def test_a_queue_shows_what_waits_in_it(bus: Bus) -> None:
     assert ("cos_events_queue_depth", "cos_events.publish") in shown
 
 
+def away(_names: object) -> dict[str, int]:
+    raise BrokerAway("redis://127.0.0.1", "gone")
+
+
 def test_a_server_that_is_away_is_told_and_the_rest_is_shown(
     bus: Bus, environment: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (scrape()["cos_events_up", "postgresql"], scrape()["cos_events_up", "broker"]) == (1, 1)
-    monkeypatch.setattr("cos_events.broker.queue_depths", lambda names: None)
+    monkeypatch.setattr("cos_events.broker.queue_depths", away)
     shown = scrape()
     assert (shown["cos_events_up", "postgresql"], shown["cos_events_up", "broker"]) == (1, 0)
     assert not [key for key in shown if key[0] == "cos_events_queue_depth"]
