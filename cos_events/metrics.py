@@ -56,10 +56,7 @@ def serve(listen: str) -> None:
     Raises:
         ConfigurationError: prometheus-client is not installed, or the port is taken.
     """
-    if telemetry.SHARED not in os.environ:
-        folder = tempfile.mkdtemp(prefix="cos-events-metrics-")
-        atexit.register(_remove, folder, os.getpid())
-        telemetry.share_counts(folder)
+    share_counts()
     registry = _registry()
     from prometheus_client import start_http_server  # noqa: PLC0415 - an extra
 
@@ -70,6 +67,14 @@ def serve(listen: str) -> None:
         raise ConfigurationError(
             f"COS_EVENTS_METRICS_LISTEN={listen!r}: cannot be listened on: {error.strerror}"
         ) from error
+
+
+def share_counts() -> None:
+    """Count together with the children that this process will have: one scrape shows them all."""
+    if telemetry.SHARED not in os.environ:
+        folder = tempfile.mkdtemp(prefix="cos-events-metrics-")
+        atexit.register(_remove, folder, os.getpid())
+        telemetry.share_counts(folder)
 
 
 class _Books:

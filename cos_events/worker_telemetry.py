@@ -11,6 +11,7 @@ from celery.concurrency.prefork import TaskPool as ProcessPool
 from cos_events import telemetry
 from cos_events.consumer import is_installed
 from cos_events.errors import CosEventsError
+from cos_events.parent import has_parent
 from cos_events.settings import get_settings
 
 
@@ -18,7 +19,8 @@ from cos_events.settings import get_settings
 def _answer_prometheus(instance: Any, **_: Any) -> None:
     # Before anything is counted, and before the pool's children are forked.
     listen = get_settings().metrics_listen
-    if not listen or not is_installed(instance.app):
+    # What a command of ours started counts with it, and it answers for all.
+    if not listen or has_parent() or not is_installed(instance.app):
         return
     from cos_events.metrics import serve  # noqa: PLC0415 - an extra, and rarely wanted
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 
 import click
 
@@ -34,9 +32,9 @@ def command(host: str | None, port: int | None) -> None:
     COS_EVENTS_DEBUG_TOKEN. COS_EVENTS_METRICS_LISTEN answers Prometheus on a port of its own.
     """  # noqa: D301 - the mark of click for lines that stay
     from cos_events import metrics, telemetry
-    from cos_events.cli.worker import PARENT, end_with
     from cos_events.context import RequestIdFilter
     from cos_events.errors import CosEventsError
+    from cos_events.parent import end_with_parent, has_parent
     from cos_events.settings import get_settings
 
     adopt_running()
@@ -46,14 +44,13 @@ def command(host: str | None, port: int | None) -> None:
         from cos_events.api import create_app
     except ImportError as error:
         raise CosEventsError(f"{error.name} is missing: pip install 'cos-events[api]'") from error
-    if parent := os.environ.get(PARENT):
-        threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
+    end_with_parent()
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, handlers=[handler])
     telemetry.configure("api")
     settings = get_settings()
-    if settings.metrics_listen:
+    if settings.metrics_listen and not has_parent():
         metrics.serve(settings.metrics_listen)
     uvicorn.run(
         create_app(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,8 +42,8 @@ def command(host: str | None, port: int | None, app: str) -> None:
     """
     from celery.bin.celery import celery
 
-    from cos_events.cli.worker import PARENT, end_with
     from cos_events.errors import ConfigurationError, CosEventsError
+    from cos_events.parent import end_with_parent
     from cos_events.settings import get_settings
 
     adopt_running()
@@ -54,8 +53,7 @@ def command(host: str | None, port: int | None, app: str) -> None:
     if settings.flower_basic_auth is None:
         raise ConfigurationError(f"Flower does not start open: set {AUTH}=user:password")
     os.environ[AUTH] = settings.flower_basic_auth.get_secret_value()
-    if parent := os.environ.get(PARENT):
-        threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
+    end_with_parent()
     options = {
         "address": host or settings.flower_address,
         "port": settings.flower_port if port is None else port,

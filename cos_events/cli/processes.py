@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cos_events.cli.worker import PARENT
 from cos_events.errors import CosEventsError
+from cos_events.parent import environment_of_child
 
 START_TIMEOUT = 60.0
 """Seconds that a worker may take until it is ready."""
@@ -126,7 +126,7 @@ def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
             stderr=output,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, PARENT: str(os.getpid())},
+            env=environment_of_child(),
         )
     return WorkerProcess(name, log, process, since=since)
 

@@ -24,8 +24,10 @@ def command(broker_url: str | None, data: Path | None) -> None:
     """Run everything until Ctrl-C: servers, tables, publisher, COS's subscribers, API and Flower.
 
     Without a DATABASE_URL, PostgreSQL and Valkey are private ones, from wheels; their data stays
-    for the next time. Other commands in another terminal find them by themselves.
+    for the next time. Other commands in another terminal find them by themselves. The API's
+    /metrics, or COS_EVENTS_METRICS_LISTEN, shows what all of its processes count.
     """
+    from cos_events import metrics
     from cos_events.cli.flower import ensure_password
     from cos_events.cli.processes import check_alive, program, workers
     from cos_events.settings import get_settings, mask
@@ -45,6 +47,9 @@ def command(broker_url: str | None, data: Path | None) -> None:
             ("publisher", ["publisher"]),
             ("subscribers", ["subscriber", "activity", "graph_staging"]),
         ]
+        metrics.share_counts()
+        if listen := get_settings().metrics_listen:
+            metrics.serve(listen)
         with ExitStack() as stack:
             started = [*stack.enter_context(workers(folder, specs))]
             if find_spec("fastapi") and find_spec("uvicorn"):

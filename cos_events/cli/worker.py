@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cos_events.cli.servers import adopt_running
+from cos_events.parent import end_with_parent
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
 
 APP = "workers"
 """The Celery application that a worker runs unless another is named: COS's own."""
-
-PARENT = "COS_EVENTS_PARENT"
-"""The environment variable with the pid of a command that this worker shall not outlive."""
 
 _CELERY_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 
@@ -164,14 +159,6 @@ def find_application(app: str) -> Celery:
 def _run_celery(app: str, concurrency: int, loglevel: str, args: Sequence[str]) -> None:
     from celery.bin.celery import celery
 
-    if parent := os.environ.get(PARENT):
-        threading.Thread(target=end_with, args=(int(parent),), daemon=True).start()
+    end_with_parent()
     worker = ["-A", app, "worker", "-c", str(concurrency), "-l", loglevel, *args]
     celery.main(args=worker, prog_name="celery")
-
-
-def end_with(parent: int) -> None:
-    """End this process, as by SIGTERM, when its parent has ended."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -12,10 +12,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
 from kombu import Connection, Queue
+
+from cos_events.embedded.process import free_port
 
 Program = Callable[..., subprocess.Popen[str]]
 NO_SERVERS = {"REDIS_URL": "redis://127.0.0.1:1/0", "unset": ("DATABASE_URL", "BROKER_URL")}
@@ -29,6 +32,11 @@ CHAPTERS = [
     *("commit", "channel", "exchange", "activity"),
 ]
 TABLE_ROW = r"^(activity|archive|graph_staging|mailer)" + 8 * r" +(\d+)" + "$"
+
+
+def scrape(address: str) -> str:
+    with urlopen(f"http://{address}/metrics") as answer:
+        return str(answer.read().decode())
 
 
 def of_this_test(place: Path) -> list[psutil.Process]:
@@ -217,9 +225,10 @@ def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
     eventually: Callable[..., None],
 ) -> None:
     ports = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
+    metrics = f"127.0.0.1:{free_port()}"
     here = NO_SERVERS | ports | {"COS_EVENTS_HOME": str(place / "home")}
     log, worker_log = place / "up.log", place / "worker.log"
-    up = program("up", log=log, **here)
+    up = program("up", log=log, COS_EVENTS_METRICS_LISTEN=metrics, **here)
     eventually(lambda: "\nready; " in log.read_text() or up.poll() is not None)
     assert ":***@" in log.read_text()
     secret = place / "home" / "flower.password"
@@ -237,6 +246,9 @@ def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
         (each["subscription"], each["committed"], each["delivered"])
         for each in accounts["subscriptions"]
     ] == [("activity", 1, 1), ("graph_staging", 1, 1)]
+    counted = 'cos_events_delivered_total{module="cc",subscription="graph_staging"} 1.0'
+    eventually(lambda: counted in scrape(metrics))
+    assert 'cos_events_published_total{module="cc"} 1.0' in scrape(metrics)
     status = json.loads(run_program("status", "--json", **here).stdout)
     assert (status["broker"]["state"], status["channel"]["state"]) == ("up", "up")
     assert status["broker"]["url"] in log.read_text()

@@ -17,9 +17,9 @@ from locks import waits_for_a_lock
 from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
-from cos_events.cli.worker import PARENT
 from cos_events.embedded import Servers
 from cos_events.l1 import log_l1
+from cos_events.parent import PARENT
 from cos_events.store.models import DeliveryRow
 from workers.models import Activity, GraphNode
 
