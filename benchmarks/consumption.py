@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from celery import Celery, signals
 from redis import Redis
@@ -57,7 +58,8 @@ def _say(**_: object) -> None:
 def fill(client: Redis, tasks: int) -> None:
     """Have so many tasks at hand, to be copied to the queue."""
     with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:
-        with producer.batch(1_000):
+        batching: Any = producer  # the stubs lack it
+        with batching.batch(1_000):
             for _ in range(tasks):
                 nothing.apply_async(producer=producer, retry=False)
         client.rename(QUEUE, FULL)
@@ -69,7 +71,9 @@ def rate(client: Redis, tasks: int) -> float:
     client.copy(FULL, QUEUE)
     while True:
         with client.pipeline() as pipe:
-            waiting, unacknowledged = pipe.llen(QUEUE).hlen("unacked").execute()
+            pipe.llen(QUEUE)
+            pipe.hlen("unacked")
+            waiting, unacknowledged = pipe.execute()
         if not waiting + unacknowledged:
             return tasks / (time.monotonic() - begun)
         if time.monotonic() > begun + PATIENCE:
@@ -81,13 +85,15 @@ def measure(
     valkey: EmbeddedValkey, folder: Path, pool: str, given: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Both transports by turns in workers of one pool."""
-    clients, found = {}, {name: [] for name in SCHEMES}
+    clients: dict[str, Redis] = {}
+    found: dict[str, list[float]] = {name: [] for name in SCHEMES}
     with ExitStack() as endings:
         for number, (name, scheme) in enumerate(SCHEMES.items()):
             url = f"{valkey.url.rpartition('/')[0]}/{number}"
             clients[name] = endings.enter_context(Redis.from_url(url))
             clients[name].flushdb()
-            os.environ[BROKER] = app.conf.broker_url = url.replace("redis://", f"{scheme}://")
+            os.environ[BROKER] = url.replace("redis://", f"{scheme}://")
+            app.conf.update(broker_url=os.environ[BROKER])
             fill(clients[name], given.tasks)
             options = ["-P", pool, "-c", str(POOLS[pool]), "-l", "WARNING", "-n", f"{name}@%h"]
             command = ["celery", "-A", "benchmarks.consumption", "worker", *options]

@@ -72,7 +72,7 @@ def follow(reached: object, seconds: float = 600) -> int:
     """Print a line each second until it is reached; returns the queue's greatest depth."""
     deepest, deadline = 0, time.monotonic() + seconds
     while not reached():  # type: ignore[operator]
-        depth = (broker.queue_depths([NAME]) or {}).get(NAME, 0)
+        depth = broker.queue_depths([NAME]).get(NAME, 0)
         deepest = max(deepest, depth)
         print(
             f"depth {depth:>7,}  held {states().get('held', 0):>9,}  broker {memory()}", flush=True

@@ -46,6 +46,7 @@ def url(private: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def measure(benchmark: BenchmarkFixture, call: Callable[[], object]) -> list[float]:
     """Milliseconds of each round."""
     benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=50)
+    assert benchmark.stats
     return [1000 * each for each in benchmark.stats.stats.data]
 
 

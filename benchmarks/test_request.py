@@ -16,10 +16,10 @@ import uvicorn
 from fastapi import FastAPI
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from cos_events.cli.bench.app import SINGLE
 from cos_events.cli.bench.application import Application
 from cos_events.cli.bench.marks import Marks
 from cos_events.cli.bench.servers import stage
-from cos_events.cli.bench.stages import SINGLE
 
 ROUNDS = 500
 EVENTS = 10_000
@@ -72,6 +72,7 @@ def orders() -> Iterator[Orders]:
 def measure(benchmark: BenchmarkFixture, call: Callable[[], object]) -> list[float]:
     """Milliseconds of each round."""
     benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=50)
+    assert benchmark.stats
     return [1000 * each for each in benchmark.stats.stats.data]
 
 

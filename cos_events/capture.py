@@ -9,8 +9,10 @@ has ended, if that was by a commit.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
@@ -25,6 +27,8 @@ from cos_events.telemetry import names
 logger = logging.getLogger(__name__)
 
 _KEY = "cos_events.capture"
+_BIND: Any = {"mapper": OutboxRow.__mapper__}
+"""How a session is asked for the database of the outbox; one that routes may look at the mapper."""
 
 
 @dataclass(slots=True)
@@ -57,29 +61,32 @@ def watch(session: Session) -> AbstractContextManager[object]:
 # On the class, not on each session: three listeners a session cost more than the commit's own hook.
 @event.listens_for(Session, "before_flush")
 def _before_flush(session: Session, _context: UOWTransaction, _objects: object) -> None:
-    if (recorded := session.info.get(_KEY)) is None or not (rows := _new_rows(session)):
+    if (recorded := session.info.get(_KEY)) is None:
+        return
+    rows = [each for each in _new_rows(session) if each.companions is not None]
+    if not rows:
         return
     try:
-        connection = session.connection(bind_arguments={"mapper": OutboxRow})
-        _keep(session, recorded, writing.write(connection, rows))
+        _keep(session, recorded, writing.write(session.connection(bind_arguments=_BIND), rows))
+        for row in rows:
+            session.expunge(row)
     except BaseException:
         _fail(session)
         raise
-    for row in rows:
-        session.expunge(row)
 
 
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, _context: UOWTransaction) -> None:
-    # What another listener of before_flush recorded after ours was inserted by the unit of work.
-    if (recorded := session.info.get(_KEY)) is None or not (rows := _new_rows(session)):
+    # What another listener of before_flush recorded after ours was inserted by the unit of work;
+    # what was recorded even later still waits for the next flush.
+    if (recorded := session.info.get(_KEY)) is None:
         return
-    writing.write_companions(session.connection(bind_arguments={"mapper": OutboxRow}), rows)
-    _keep(session, recorded, [(row.id, row.source_module) for row in rows])
+    if rows := [(row.id, row.source_module) for row in _new_rows(session) if row.id is not None]:
+        _keep(session, recorded, rows)
 
 
-def _new_rows(session: Session) -> list[OutboxRow]:
-    return [row for row in session.new if isinstance(row, OutboxRow)]
+def _new_rows(session: Session) -> Iterator[OutboxRow]:
+    return (row for row in session.new if isinstance(row, OutboxRow))
 
 
 def _keep(session: Session, recorded: _Recorded, written: list[tuple[int, str]]) -> None:
@@ -87,7 +94,7 @@ def _keep(session: Session, recorded: _Recorded, written: list[tuple[int, str]])
         recorded.rows.setdefault(transaction, []).extend(written)
     # They are broadcast at once: a crash of PostgreSQL must not take them back. Whoever commits has
     # come by here; a SAVEPOINT takes this back, and the rows.
-    wait_when_committing(session, session.get_bind(OutboxRow))
+    wait_when_committing(session, session.get_bind(**_BIND))
 
 
 def _fail(session: Session) -> None:
@@ -95,8 +102,7 @@ def _fail(session: Session) -> None:
 
     SQLAlchemy has no public way; this is what `Session._flush` does with its own errors.
     """
-    if transaction := session.get_nested_transaction() or session.get_transaction():
-        transaction._begin().rollback(_capture_exception=True)  # noqa: SLF001
+    session._autobegin_t()._begin().rollback(_capture_exception=True)  # noqa: SLF001
 
 
 @event.listens_for(Session, "after_commit")
@@ -147,5 +153,5 @@ def _hand_over(rows: list[tuple[int, str]]) -> None:
 def _inside_another_transaction(session: Session) -> bool:
     # A session joined to its connection's own transaction has committed nothing yet. When that
     # does, nobody tells the session: the relay finds the rows.
-    bind = session.get_bind(OutboxRow)
+    bind = session.get_bind(**_BIND)
     return isinstance(bind, Connection) and bind.in_transaction()

@@ -25,14 +25,14 @@ class BroadcastError(CosEventsError):
 
 
 class BrokerAway(BroadcastError):
-    """The broker does not answer; the text says where it was looked for.
+    """The broker does not answer, or refuses; the text says where it was looked for.
 
     Attributes:
         why: in the words of its client.
     """
 
     def __init__(self, url: str, why: str) -> None:
-        super().__init__(f"the broker at {url} does not answer: {why}")
+        super().__init__(f"the broker at {url} cannot be used: {why}")
         self.why = why
 
 

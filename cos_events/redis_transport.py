@@ -15,8 +15,8 @@ none of it; but for the first message of a fetch, which BRPOP takes, as with Kom
 
 Private of Kombu is what this stands on: `Channel._brpop_read` and what it uses (`_queue_cycle`,
 `_in_poll`, `_flush_brpop_reauth`, `_closing`), `QoS.unacked_key` and `unacked_index_key`,
-`conn_or_acquire`, and that `QoS.restore_by_tag` reads `[message, exchange, routing key]`. Tests run
-each of them on a real server.
+`conn_or_acquire`, `_disconnect_pools`, and that `QoS.restore_by_tag` reads `[message, exchange,
+routing key]`. Tests run each of them on a real server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.uuid import uuid
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ResponseError
 
 from cos_events.redis_guard import payload_of, wrap
 
@@ -169,9 +169,15 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         self._tag_prefix = f"{uuid()}."
         self._next_tag = 0
         super().__init__(*args, **kwargs)
-        # A user of Redis who may not ask is let in.
-        with suppress(NoPermissionError):
+        if not self.connection.is_known:
+            self._refuse_cluster()
+            self.connection.is_known = True
+
+    def _refuse_cluster(self) -> None:
+        # Where nobody may ask, any server is let in.
+        with suppress(ResponseError):
             if self._client().info("cluster").get("cluster_enabled"):
+                self._disconnect_pools()
                 raise KombuError(
                     "cos_events.redis_transport does not support Redis Cluster, nor does Kombu: "
                     "give the broker a Redis without cluster mode"
@@ -286,6 +292,8 @@ class Transport(_redis.Transport):  # type: ignore[misc]
 
     Channel = Channel
     loop: Any = None
+    is_known = False
+    """Whether its server has been asked what it is."""
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         if "master_name" in client.transport_options:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from statistics import median
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from cos_events.retention import Retention
 from cos_events.settings import get_settings
 from cos_events.store import deliveries, outbox
 from cos_events.store.engine import get_autocommit_engine, get_engine, get_relaxed_engine
+from cos_events.store.outbox import Pending
 
 WEEK = 7 * 86_400.0
 CHUNK = 100_000
@@ -68,8 +70,8 @@ def measure(sizes: Sequence[int]) -> Iterator[Row]:
             with get_engine().connect() as connection:
                 waiting = iter(outbox.claim(connection, BATCH_SIZE))
                 fresh = connection.scalars(text(NEWEST)).all()
-            ledger = milliseconds(lambda ids=fresh: look_up(ids), 50)
-            publish = milliseconds(lambda ids=waiting: publisher.publish([next(ids).id]), 100)
+            ledger = milliseconds(partial(look_up, fresh), 50)
+            publish = milliseconds(partial(publish_next, publisher, waiting), 100)
             scalar(FORGET_NEW)
             scalar(FORGET_ONE)
             stuck = milliseconds(sweeping(wire), 5)
@@ -100,6 +102,11 @@ def claim() -> None:
     """Lock a full batch, and let go of it."""
     with get_relaxed_engine().connect() as connection:
         assert len(outbox.claim(connection, BATCH_SIZE)) == BATCH_SIZE
+
+
+def publish_next(publisher: Publisher, waiting: Iterator[Pending]) -> None:
+    """Publish one event of those that wait."""
+    publisher.publish([next(waiting).id])
 
 
 def look_up(ids: Sequence[UUID]) -> None:

@@ -19,8 +19,8 @@ from benchmarks.peers.work import COMMITTED, FOLDER, HANDLED
 from cos_events.cli.bench.figures import percentile
 from cos_events.cli.bench.marks import Marks
 from cos_events.cli.processes import WorkerProcess, check_alive
-from cos_events.cli.worker import PARENT
 from cos_events.errors import CosEventsError
+from cos_events.parent import environment_of_child
 
 ROOT = Path(__file__).parents[2]
 
@@ -208,9 +208,8 @@ def _start(peer: Peer, role: str, arguments: tuple[str, ...], folder: Path) -> W
             cwd=ROOT,
             start_new_session=True,
             env={
-                **os.environ,
+                **environment_of_child(),
                 FOLDER: str(folder),
-                PARENT: str(os.getpid()),
                 "PYTHONPATH": str(ROOT),
             },
         )

@@ -29,7 +29,7 @@ def _client() -> redis.Redis:
 
 @cache
 def _channel() -> amqp.Channel:
-    channel = Connection(work.BROKER_URL).connection.channel()
+    channel: amqp.Channel = Connection(work.BROKER_URL).connection.channel()
     channel.queue_declare(QUEUE, auto_delete=False)
     return channel
 

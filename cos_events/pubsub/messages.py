@@ -16,7 +16,7 @@ from cos_events.settings import get_settings
 
 logger = logging.getLogger(__name__)
 
-Message: TypeAlias = Envelope | JsonValue
+Message: TypeAlias = Envelope | dict[str, Any] | list[Any] | str | float | bool | None
 """What can be published; a text is taken for JSON that is already encoded."""
 
 _JSON = TypeAdapter(

@@ -67,7 +67,8 @@ class OutboxRow(Base):
     """One recorded event: the promise that it goes out once its transaction committed.
 
     Parameters:
-        companions: rows that are written with it; what one refers to stands before it.
+        companions: rows that are written with it, by `writing`; what one refers to stands before
+            it. None for one that SQLAlchemy's unit of work inserts as any other.
         columns: its own.
     """
 
@@ -95,9 +96,15 @@ class OutboxRow(Base):
     recorded_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     published_at: Mapped[datetime | None]
 
-    def __init__(self, companions: Sequence[Companion] = (), **columns: Any) -> None:
+    def __init__(self, companions: Sequence[Companion] | None = None, **columns: Any) -> None:
         super().__init__(**columns)
-        self.companions = companions
+        self._companions = companions
+
+    @property
+    def companions(self) -> Sequence[Companion] | None:
+        """As given; None too where SQLAlchemy made the instance."""
+        found: Sequence[Companion] | None = self.__dict__.get("_companions")
+        return found
 
 
 class SubscriptionRow(Base):

@@ -54,8 +54,9 @@ def _failed(failure: ExceptionContext) -> None:
 
 
 def _summary(statement: str) -> str:
-    """Its first verb and the first table that it names: never a value."""
-    found = _VERB.search(statement)
-    verb = found[0].upper() if found else statement.split(maxsplit=1)[0].upper()
+    """Its first word, or that after WITH, and the first table that it names: never a value."""
+    verb = statement.split(maxsplit=1)[0].upper()
+    if verb == "WITH" and (found := _VERB.search(statement)):
+        verb = found[0].upper()
     table = _TABLE.search(statement)
     return f"{verb} {table[1]}" if table else verb

@@ -116,12 +116,12 @@ def test_no_message_ends_a_worker_and_each_is_among_the_dead_letters(
     clean_queues += [name, f"{name}.dlq"]
 
     def buried() -> int:
-        return (broker.queue_depths([f"{name}.dlq"])).get(f"{name}.dlq", 0)
+        return broker.queue_depths([f"{name}.dlq"]).get(f"{name}.dlq", 0)
 
     with workers(tmp_path, [("fuzzed", ["subscriber", name, "-A", APP])]) as started:
         throw(name, MESSAGES, seed=1)
         eventually(lambda: check_alive(started) or buried() >= MESSAGES)
-        eventually(lambda: not (broker.queue_depths([name])).get(name))
+        eventually(lambda: not broker.queue_depths([name]).get(name))
         check_alive(started)
         assert buried() == MESSAGES
 

@@ -1,6 +1,7 @@
 """Kinds of sessions, sessions joined to an outside transaction, and what SQLAlchemy itself does."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any
@@ -8,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import event, insert, select, text
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError, PendingRollbackError, SAWarning
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from cos_events import dispatcher, log_l1, record_event
@@ -167,6 +168,80 @@ def test_an_event_recorded_on_the_side_by_a_flush_hook_is_handed_over(
     assert [sorted(each) for each in woken] == [
         sorted(ids(committed, "one", "hooked", "event_log"))
     ]
+
+
+@pytest.mark.parametrize("hook", ["after_insert", "after_flush"])
+def test_an_event_recorded_within_a_flush_goes_with_the_next_one(
+    database, woken, committed, hook
+) -> None:
+    def record(session: Session) -> None:
+        log_l1(session, "event_log", {"level": "info", "component": "c", "message": hook})
+
+    with Session(database) as session:
+        if hook == "after_flush":
+            event.listen(session, hook, lambda *_: record(session), insert=True, once=True)
+        else:
+            event.listen(BaseLog, hook, lambda *_: record(session), once=True)
+        session.add(BaseLog(**BASE_LOG))
+        expected = pytest.warns(SAWarning) if hook == "after_insert" else nullcontext()
+        with expected:
+            session.commit()
+        assert session.scalars(select(EventLog.message)).all() == [hook]
+    assert woken == [ids(committed, "event_log")]
+
+
+def test_what_another_session_writes_is_all_there(database, committed) -> None:
+    with Session(database) as session:
+        log_l1(session, "event_log", {"level": "info", "component": "c", "message": "moved"})
+        recorded = list(session.new)
+        session.expunge_all()
+    with Session(database) as other:
+        other.add_all(recorded)
+        other.commit()
+        assert other.scalars(select(EventLog.message)).all() == ["moved"]
+    assert set(committed()) == {"event_log"}
+
+
+def test_an_outbox_row_of_ones_own_is_inserted_as_it_is(database, committed) -> None:
+    row = {"event_id": uuid4(), "source_module": "cc", "event_type": "own", "envelope": "{}"}
+    then = datetime(2025, 6, 18, tzinfo=UTC)
+    with Session(database) as session:
+        record_event(session, "one", {})
+        session.add(OutboxRow(**row, recorded_at=then, published_at=then))
+        session.merge(OutboxRow(**{**row, "event_id": uuid4()}, published_at=then))
+        session.commit()
+        published = select(OutboxRow.published_at).order_by(OutboxRow.event_type)
+        assert list(session.scalars(published)) == [None, then, then]
+
+
+def test_a_session_that_routes_by_the_mapped_class_is_asked_as_sqlalchemy_asks(
+    database, woken, committed
+) -> None:
+    class Routing(Session):
+        def get_bind(self, mapper: Any = None, **_: Any) -> Any:
+            assert mapper is None or mapper.class_
+            return database
+
+    with Routing() as session:
+        record_event(session, "one", {})
+        session.commit()
+    assert woken == [ids(committed, "one")]
+
+
+def test_a_listener_that_raises_at_what_was_written_fails_the_flush(
+    database, woken, committed
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with Session(database) as session:
+        event.listen(session, "pending_to_transient", fail, once=True)
+        record_event(session, "one", {})
+        with pytest.raises(ZeroDivisionError):
+            session.commit()
+        with pytest.raises(PendingRollbackError):
+            session.commit()
+    assert (woken, committed()) == ([], {})
 
 
 def test_sqlalchemy_fires_after_commit_for_an_empty_commit_and_a_released_savepoint(

@@ -60,7 +60,7 @@ def publish_delayed(queue: SubscriptionQueue, count: int = 1) -> None:
 
 
 def depth(name: str) -> int:
-    return (broker.queue_depths([name])).get(name, 0)
+    return broker.queue_depths([name]).get(name, 0)
 
 
 def test_a_delayed_message_comes_back_to_its_own_queue(

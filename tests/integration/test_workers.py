@@ -154,7 +154,7 @@ class Team:
         return bool(in_hand) and not any(in_hand)
 
     def depth(self, queue: str) -> int:
-        return (broker.queue_depths([queue])).get(queue, 0)
+        return broker.queue_depths([queue]).get(queue, 0)
 
     def close(self) -> None:
         for process in self._processes:

@@ -102,7 +102,7 @@ def test_a_removed_subscription_leaves_no_row_no_queue_and_no_deliveries(
     assert report["deliveries_dropped"] == 5
     assert report["undelivered"] == {"held": 1, "retrying": 1, "dead": 2, "waiting": 2}
     assert names(database) == ["other"]
-    assert not (broker.queue_depths([removable])).get(removable)
+    assert not broker.queue_depths([removable]).get(removable)
     with database.connect() as connection:
         counted = select(DeliveryRow.subscription, func.count()).group_by(DeliveryRow.subscription)
         assert [tuple(row) for row in connection.execute(counted)] == [("other", 5)]
