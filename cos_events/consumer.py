@@ -4,7 +4,7 @@ A broadcast carries the plain envelope. Here it becomes an execution of its subs
 task without a second trip over the broker, so that acknowledging the task acknowledges the
 delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
 this touches is in this file: `Consumer.create_task_handler`, `on_decode_error`,
-`initial_prefetch_count`, `controller`, `pool`, `timer` and `task_buckets`' strategies stay
+`initial_prefetch_count`, `controller`, `pool`, `hub`, `timer` and `task_buckets`' strategies stay
 Celery's own.
 """
 
@@ -15,7 +15,6 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -28,6 +27,7 @@ from cos_events import telemetry
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail
 from cos_events.gathering import Batching, Lane, Queueing, delivery_of, is_redelivered, wake_up_of
+from cos_events.next_turn import NextTurn
 from cos_events.redis_guard import guard
 from cos_events.relay import Relay
 from cos_events.subscribers import Subscriber, subscribers_of
@@ -109,6 +109,7 @@ class DeliveryStep(bootsteps.StartStopStep):
         self._subscribers = subscribers_of(consumer.app)
         self._gatherings: dict[str, Batching | Lane] = {}
         self._in_hand: tuple[Batching | Lane, ...] = ()
+        self._next_turn: NextTurn | None = None
         self._make_task_handler = consumer.create_task_handler
         self._on_decode_error = consumer.on_decode_error
         consumer.create_task_handler = self._create_task_handler
@@ -140,17 +141,17 @@ class DeliveryStep(bootsteps.StartStopStep):
         """The connection is going away, and the gathered messages with it."""
         for gathering in self._in_hand:
             gathering.forget()
+        if self._next_turn is not None:
+            self._next_turn.close()
+            self._next_turn = None
 
     def _create_task_handler(self) -> Callable[[Message], None]:
         run, consumer = self._make_task_handler(), self._consumer
+        queueing = None
         # Without an event loop an acknowledgement is only seen when the next message comes.
-        queueing = (
-            Queueing(
-                run, lambda: consumer.pool.num_processes, partial(consumer.timer.call_after, 0)
-            )
-            if consumer.hub
-            else None
-        )
+        if consumer.hub:
+            self._next_turn = NextTurn(consumer.hub)
+            queueing = Queueing(run, lambda: consumer.pool.num_processes, self._next_turn)
         self._gatherings = {
             each.name: self._gather(each, run, queueing) for each in self._subscribers.values()
         }

@@ -187,8 +187,7 @@ class Queueing:
     Parameters:
         run: runs a task.
         processes: how many tasks may run at once; asked each time, as pools grow and shrink.
-        soon: calls a function once what has arrived is handed out, by the event loop's timer: what
-            `Hub.call_soon` is given by a function that it has called waits for the next event.
+        soon: calls a function once what has arrived is handed out.
     """
 
     def __init__(

@@ -219,6 +219,7 @@ LOGGERS = {
     "cos_events.feeder": "a subscription whose copies go to its queue again",
     "cos_events.retention": "events that everybody has had are dropped",
     "cos_events.metrics": "that PostgreSQL could not be read for a scrape",
+    "cos_events.next_turn": "a task that could not be run: a bug of ours",
     "cos_events.ordering": "events that cannot be put in order",
     "cos_events.pause": "a subscription that pauses, and that goes on",
     "cos_events.publisher": "a queue that is full; a batch that waits",
