@@ -19,6 +19,7 @@ import redis
 import redis.asyncio
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.rounds import measure
 from cos_events import pubsub
 from cos_events.embedded import Servers
 from cos_events.settings import get_settings
@@ -43,30 +44,25 @@ def url(private: Servers, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     get_settings.cache_clear()
 
 
-def measure(benchmark: BenchmarkFixture, call: Callable[[], object]) -> list[float]:
-    """Milliseconds of each round."""
-    benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=50)
-    assert benchmark.stats
-    return [1000 * each for each in benchmark.stats.stats.data]
-
-
 @pytest.mark.benchmark(group="publish, sync")
 def test_publish_sync(benchmark: BenchmarkFixture, url: str, note: Note) -> None:
-    values = measure(benchmark, lambda: pubsub.publish_message_sync(CHANNEL, MESSAGE))
+    values = measure(benchmark, ROUNDS, lambda: pubsub.publish_message_sync(CHANNEL, MESSAGE))
     note("publish_message_sync", "ms", values)
 
 
 @pytest.mark.benchmark(group="publish, sync")
 def test_publish_sync_floor(benchmark: BenchmarkFixture, url: str, note: Note) -> None:
     with redis.Redis.from_url(url) as client:
-        values = measure(benchmark, lambda: client.publish(CHANNEL, RAW))
+        values = measure(benchmark, ROUNDS, lambda: client.publish(CHANNEL, RAW))
     note("  floor: redis.Redis.publish", "ms", values)
 
 
 @pytest.mark.benchmark(group="publish, async")
 def test_publish_async(benchmark: BenchmarkFixture, url: str, note: Note) -> None:
     with asyncio.Runner() as runner:
-        values = measure(benchmark, lambda: runner.run(pubsub.publish_message(CHANNEL, MESSAGE)))
+        values = measure(
+            benchmark, ROUNDS, lambda: runner.run(pubsub.publish_message(CHANNEL, MESSAGE))
+        )
         runner.run(pubsub.close_redis_client())
     note("publish_message", "ms", values)
 
@@ -75,7 +71,7 @@ def test_publish_async(benchmark: BenchmarkFixture, url: str, note: Note) -> Non
 def test_publish_async_floor(benchmark: BenchmarkFixture, url: str, note: Note) -> None:
     client = redis.asyncio.Redis.from_url(url)
     with asyncio.Runner() as runner:
-        values = measure(benchmark, lambda: runner.run(_publish(client)))
+        values = measure(benchmark, ROUNDS, lambda: runner.run(_publish(client)))
         runner.run(client.aclose())
     note("  floor: redis.asyncio.Redis.publish", "ms", values)
 

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.rounds import measure
 from cos_events.cli.bench.app import SINGLE
 from cos_events.cli.bench.application import Application
 from cos_events.cli.bench.marks import Marks
@@ -69,16 +70,9 @@ def orders() -> Iterator[Orders]:
         thread.join(10)
 
 
-def measure(benchmark: BenchmarkFixture, call: Callable[[], object]) -> list[float]:
-    """Milliseconds of each round."""
-    benchmark.pedantic(call, rounds=ROUNDS, warmup_rounds=50)
-    assert benchmark.stats
-    return [1000 * each for each in benchmark.stats.stats.data]
-
-
 @pytest.mark.benchmark(group="request to subscriber")
 def test_request_to_subscriber(benchmark: BenchmarkFixture, orders: Orders, note: Note) -> None:
-    values = measure(benchmark, lambda: orders.ask("bus"))
+    values = measure(benchmark, ROUNDS, lambda: orders.ask("bus"))
     note("HTTP request to subscriber", "ms", values)
 
 
@@ -86,5 +80,5 @@ def test_request_to_subscriber(benchmark: BenchmarkFixture, orders: Orders, note
 def test_request_to_subscriber_floor(
     benchmark: BenchmarkFixture, orders: Orders, note: Note
 ) -> None:
-    values = measure(benchmark, lambda: orders.ask("raw"))
+    values = measure(benchmark, ROUNDS, lambda: orders.ask("raw"))
     note("  floor: commit, raw push, raw pop", "ms", values)

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy
-from cos_events.errors import BroadcastError
+from cos_events.errors import BroadcastError, BrokerAway
 from cos_events.store import held, pauses, subscriptions
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def each_by_itself(turns: Iterable[Callable[[], int]]) -> int:
         try:
             done += turn()
         except BroadcastError as error:
-            if broker.is_away():
+            if isinstance(error, BrokerAway) or broker.is_away():
                 raise
             failed = error
     if failed is not None:

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 PARENT = "COS_EVENTS_PARENT"
 """The environment variable with the pid of that command."""
@@ -27,10 +29,20 @@ def end_with_parent() -> None:
     Harmless where none did.
     """
     if has_parent():
-        threading.Thread(target=_follow, args=(int(os.environ[PARENT]),), daemon=True).start()
+        watch(int(os.environ[PARENT]), partial(os.kill, os.getpid(), signal.SIGTERM))
 
 
-def _follow(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)
+def watch(parent: int, end: Callable[[], object]) -> None:
+    """From now on have `end` called, in a thread, once this process has another parent than that.
+
+    Args:
+        parent: the pid of the one it was started by.
+        end: ends the process.
+    """
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        end()
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -10,8 +10,7 @@ import os
 import runpy
 import signal
 import sys
-import threading
-import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from celery import signals
 
 from cos_events.faults.kill_points import Trigger
 from cos_events.faults.processes import FOLDER, PARENT, note_child, note_ready
+from cos_events.parent import watch
 
 PRELOAD = "COS_EVENTS_FAULTS_PRELOAD"
 """The environment variable with a module to import first: how a test breaks the product."""
@@ -27,7 +27,7 @@ PRELOAD = "COS_EVENTS_FAULTS_PRELOAD"
 def main() -> None:
     """Run the module that the arguments name."""
     folder = Path(os.environ[FOLDER])
-    threading.Thread(target=_end_with, args=(int(os.environ[PARENT]),), daemon=True).start()
+    watch(int(os.environ[PARENT]), partial(os.killpg, 0, signal.SIGKILL))
     if broken := os.environ.get(PRELOAD):
         import_module(broken)
     Trigger(folder).install()
@@ -36,12 +36,6 @@ def main() -> None:
     signals.worker_ready.connect(lambda **_: note_ready(folder), weak=False)
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

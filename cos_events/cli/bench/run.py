@@ -19,6 +19,10 @@ from cos_events.faults.wire import BrokerName
 RATE = 200.0
 """Commits a second where latency is measured: far from the limit of anything."""
 
+OFFERED = {"single": (1_100, 1), "ten": (2_200, 10)}
+"""Events a second, and in a commit, under sustained load: a tenth more than the bars ask for, since
+what is on its way at the end has not been delivered."""
+
 OnStep = Callable[[str], None]
 """Called with what is measured next."""
 
@@ -179,8 +183,8 @@ class BenchRun:
             before = _memory(on)
             for _ in range(self._size.rounds):
                 self._round(on, application, result)
-            for key, rate, per_commit in (("single", 1_000, 1), ("ten", 2_000, 10)):
-                self._on_step(f"{rate} events/s for {self._size.sustained:.0f} s")
+            for key, (rate, per_commit) in OFFERED.items():
+                self._on_step(f"{rate:,} events/s for {self._size.sustained:.0f} s")
                 numbers = self._take(int(rate * self._size.sustained))
                 found = stages.sustain(on, application, numbers, rate, per_commit)
                 result.sustained[key] = found
