@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy
 from cos_events.errors import BroadcastError, BrokerAway
-from cos_events.store import held, pauses, subscriptions
+from cos_events.store import held, locks, pauses
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Feeder:
     def _turn(self, name: str, holding: bool, paused: bool, room: int) -> int:
         # Held for as long as copies are on their way: another feeder would see an old depth.
         with self._engine.begin() as guard:
-            if not subscriptions.lock(guard, name, wait=False):
+            if not locks.subscription(guard, name, wait=False):
                 return 0
             if paused:
                 return self._probe(name, holding)

@@ -12,7 +12,7 @@ from cos_events.broadcast import Copy, send_to_queue
 from cos_events.envelope import Envelope
 from cos_events.errors import BroadcastError, CosEventsError, SubscriptionError
 from cos_events.settings import get_settings
-from cos_events.store import held, order
+from cos_events.store import held, locks, order
 from cos_events.store.engine import get_engine
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Order:
         """Whether this event may run now; if not, it is held until those before it have ended."""
         again = timedelta(seconds=get_settings().redeliver_after)
         with get_engine().begin() as connection:
-            order.alone(connection, self._name)
+            locks.order(connection, self._name)
             return order.take_turn(connection, self._name, envelope.base_log_id, self.key_of, again)
 
     def pass_on(self, envelope: Envelope) -> None:
@@ -60,7 +60,7 @@ class Order:
         again = timedelta(seconds=get_settings().redeliver_after)
         try:
             with get_engine().begin() as connection:
-                order.alone(connection, self._name)
+                locks.order(connection, self._name)
                 key = order.key(connection, self._name, envelope.base_log_id)
                 following = held.release(connection, self._name, 1, again, key) if key else []
             if following:

@@ -29,7 +29,7 @@ from cos_events.feeder import Feeder, each_by_itself
 from cos_events.publisher import BATCH_SIZE, publish_once
 from cos_events.retention import Retention
 from cos_events.settings import get_settings
-from cos_events.store import redelivery, subscriptions
+from cos_events.store import locks, redelivery
 from cos_events.store.backfill import backfill
 from cos_events.store.engine import get_engine, wait_at_most
 from cos_events.store.redelivery import Snapshot
@@ -90,7 +90,7 @@ class Redelivery:
 
     def _sweep_one(self, name: str, *, late: bool) -> int:
         with self._engine.begin() as connection:
-            if not subscriptions.lock(connection, name, wait=False):
+            if not locks.subscription(connection, name, wait=False):
                 return 0
             missing: Sequence[Row[int, bool, bool]] = ()
             if not backfill(connection, name, self._horizon, BACKFILL_SIZE):
@@ -99,7 +99,7 @@ class Redelivery:
             return 0
         # In a transaction of its own: what follows may wait for a handler's.
         with self._engine.begin() as connection:
-            if not subscriptions.lock(connection, name, wait=False):
+            if not locks.subscription(connection, name, wait=False):
                 return 0
             again = self._take(connection, name, missing, late=late)
         if not again:

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from sqlalchemy import Engine
 
-from cos_events.store import retention
+from cos_events.store import locks, retention
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Retention:
         if self._keep is None or self._clock() < self._rests_until:
             return 0
         with self._engine.begin() as connection:
-            if not retention.try_alone(connection):
+            if not locks.retention(connection, wait=False):
                 return 0
             page = retention.next_page(connection, self._after, self._keep, BATCH_SIZE)
             dropped = retention.drop(connection, page) if page else 0

@@ -15,7 +15,7 @@ from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
 from cos_events.l1.models import BaseLog
 from cos_events.recording import encode, make_envelope
 from cos_events.selection import Selection
-from cos_events.store import retention
+from cos_events.store import locks, retention
 from cos_events.store.models import OutboxRow
 
 PAGE = 5_000
@@ -79,7 +79,7 @@ def find(
 def _kept(connection: Connection, selection: Selection, page: Sequence[UUID]) -> Sequence[UUID]:
     """Those that retention keeps as long as the transaction lasts."""
     # What it dropped meanwhile would look as if it had never been recorded.
-    retention.alone(connection)
+    locks.retention(connection)
     conditions = _conditions(connection, selection)
     return connection.scalars(
         select(BaseLog.id).where(BaseLog.id == func.any(list(page)), *conditions)

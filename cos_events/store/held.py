@@ -19,8 +19,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from cos_events.store import locks
 from cos_events.store.by_index import there_is
-from cos_events.store.holding import decide_holding
 from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
@@ -30,7 +30,7 @@ LATER_LOOKED_AT = 10
 
 def begin_to_hold(connection: Connection, name: str) -> None:
     """From the next published batch on, this subscription's copies wait here."""
-    decide_holding(connection)
+    locks.decide_holding(connection)
     connection.execute(
         update(SubscriptionRow)
         .where(SubscriptionRow.name == name, ~SubscriptionRow.holding)
@@ -40,7 +40,7 @@ def begin_to_hold(connection: Connection, name: str) -> None:
 
 def end_to_hold(connection: Connection, name: str) -> bool:
     """Go back to copies on the broker, unless some that are due still wait, or it is paused."""
-    decide_holding(connection)
+    locks.decide_holding(connection)
     ended = connection.execute(
         update(SubscriptionRow)
         .where(

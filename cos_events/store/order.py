@@ -36,19 +36,13 @@ KeyOf = Callable[[str], str]
 """Gives the key of an envelope's JSON."""
 
 
-def alone(connection: Connection, name: str) -> None:
-    """Decide about this subscription's order alone, until the transaction ends."""
-    lock = text("SELECT pg_advisory_xact_lock(hashtext('cos_events.order'), hashtext(:name))")
-    connection.execute(lock, {"name": name})
-
-
 def take_turn(
     connection: Connection, name: str, event_id: UUID, key_of: KeyOf, again: timedelta
 ) -> bool:
     """Whether this event may run now; otherwise it is held until those before it have ended.
 
     Every event that was committed before has its key by then, also one whose message is still on
-    its way. Call it `alone`.
+    its way. Call it under `locks.order`.
 
     Args:
         connection: in a transaction.

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from cos_events.store.holding import share_holding
+from cos_events.store import locks
 from cos_events.store.models import OutboxRow
 
 
@@ -59,7 +59,7 @@ _CLAIM = (
         OutboxRow.envelope,
         OutboxRow.traceparent,
         # Evaluated once, when there is a row: a trip to the database less.
-        select(share_holding()).scalar_subquery(),
+        select(locks.share_holding()).scalar_subquery(),
         select(_LET_GO).scalar_subquery(),
     )
     .where(OutboxRow.published_at.is_(None))

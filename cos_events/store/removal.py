@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, select, tuple_
 
-from cos_events.store.holding import decide_holding
+from cos_events.store import locks
 from cos_events.store.lag import lags
 from cos_events.store.models import STILL_TO_RUN, DeliveryRow, SubscriptionRow
-from cos_events.store.subscriptions import lock
 
 
 def undelivered(connection: Connection, name: str) -> dict[str, int]:
@@ -27,9 +26,9 @@ def is_half_removed(connection: Connection, name: str) -> bool:
 
 def forget(connection: Connection, name: str) -> None:
     """End it: publishers send it nothing more."""
-    # Publishers and the relay's sweep that know of it end before; a later one knows of it no more.
-    decide_holding(connection)
-    lock(connection, name)
+    # The relay's sweep and publishers that know of it end before; a later one knows of it no more.
+    locks.subscription(connection, name)
+    locks.decide_holding(connection)
     connection.execute(delete(SubscriptionRow).where(SubscriptionRow.name == name))
 
 

@@ -17,17 +17,6 @@ from cos_events.store.models import (
 )
 
 
-def try_alone(connection: Connection) -> bool:
-    """Have the sweep to oneself until the transaction ends; False if another one has it."""
-    lock = text("SELECT pg_try_advisory_xact_lock(hashtext('cos_events.retention'))")
-    return bool(connection.scalar(lock))
-
-
-def alone(connection: Connection) -> None:
-    """Keep retention waiting until the transaction ends."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('cos_events.retention'))"))
-
-
 def next_page(connection: Connection, after: int, keep: timedelta, limit: int) -> Sequence[int]:
     """Those of the next `limit` outbox ids that are old enough and behind every watermark.
 

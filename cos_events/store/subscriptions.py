@@ -23,6 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from cos_events.errors import SubscriptionError
+from cos_events.store import locks
 from cos_events.store.models import STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted as wanted_by_it
 from cos_events.subscription import Recipient, Subscription
@@ -50,7 +51,7 @@ def register(
     filters = tuple_(SubscriptionRow.modules, SubscriptionRow.event_types)
     # In one order always: two workers that start together would otherwise lock each other out.
     for subscription in sorted(subscriptions, key=lambda each: each.name):
-        lock(connection, subscription.name)
+        locks.subscription(connection, subscription.name)
         row = {
             "name": subscription.name,
             "modules": _sorted(subscription.modules),
@@ -129,21 +130,6 @@ def _before(start: StartFrom) -> ScalarSelect[int] | None:
     return earlier.where(
         false() if start == "beginning" else OutboxRow.recorded_at < start
     ).scalar_subquery()
-
-
-def lock(connection: Connection, name: str, *, wait: bool = True) -> bool:
-    """Have a subscription's watermark to oneself until the transaction ends.
-
-    Args:
-        connection: in a transaction.
-        name: of the subscription.
-        wait: for another who has it; otherwise return False.
-    """
-    key = func.hashtext("cos_events.relay"), func.hashtext(name)
-    if wait:
-        connection.execute(select(func.pg_advisory_xact_lock(*key)))
-        return True
-    return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(*key))))
 
 
 _LOAD = select(

@@ -18,7 +18,7 @@ from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
 from cos_events.queue_room import QueueRoom
 from cos_events.relay import Redelivery
-from cos_events.store import deliveries, subscriptions
+from cos_events.store import deliveries, locks, subscriptions
 from cos_events.store.ledger import verify
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
@@ -255,7 +255,7 @@ def test_two_feeders_hand_nothing_over_twice_and_do_not_overfill_the_queue(
     publish_all(publish)
     take()
     with database.begin() as connection:
-        subscriptions.lock(connection, name)
+        locks.subscription(connection, name)
         assert feeder.sweep() == 0, "another one feeds it"
     assert feeder.sweep() == DEPTH
     assert feeder.sweep() == 0

@@ -19,7 +19,7 @@ from cos_events.l1 import healing, log_l1
 from cos_events.l1.models import BaseLog
 from cos_events.retention import Retention
 from cos_events.selection import EVERYTHING
-from cos_events.store import deliveries, replays, subscriptions
+from cos_events.store import deliveries, locks, replays, subscriptions
 from cos_events.store import retention as statements
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
@@ -169,7 +169,7 @@ def test_two_at_once_do_not_disturb_each_other(
 ) -> None:
     event(2)
     with database.begin() as connection:
-        assert statements.try_alone(connection)
+        assert locks.retention(connection, wait=False)
         assert Retention(database, DAY).sweep() == 0
     assert Retention(database, DAY).sweep() == 1
 

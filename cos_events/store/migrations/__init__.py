@@ -13,6 +13,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine
 
+from cos_events.store import locks
 from cos_events.store.models import SCHEMA
 
 VERSION_TABLE = "schema_version"
@@ -26,8 +27,7 @@ def upgrade(engine: Engine) -> tuple[list[str], list[str]]:
     """
     config = _config()
     with engine.begin() as connection:
-        # Two upgrades at once would both find the tables missing.
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('cos_events.upgrade'))")
+        locks.upgrade(connection)
         connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         before = current(connection)
         config.attributes["connection"] = connection

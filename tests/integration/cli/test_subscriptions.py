@@ -13,7 +13,8 @@ from locks import waits_for_a_lock
 from sqlalchemy import Engine, func, select
 
 from cos_events import broker, pause
-from cos_events.store import outbox, removal
+from cos_events.store import held, locks, outbox, removal
+from cos_events.store.engine import wait_at_most
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.topology import declare, subscription_queue
 
@@ -147,6 +148,26 @@ def test_what_an_interrupted_removal_left_is_removed_by_the_next(
     done = cli("subscriptions", "remove", removable, "-y", "--json")
     assert json.loads(done.stdout)["deliveries_dropped"] >= 1
     assert cli("subscriptions", "remove", removable, "-y").exit_code == 1
+
+
+def test_a_removal_lets_a_feeder_that_is_at_work_decide_to_hold(
+    removable: str, database: Engine, eventually: Callable[..., None]
+) -> None:
+    def forget() -> None:
+        with database.begin() as connection:
+            removal.forget(connection, removable)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as feeding:
+            locks.subscription(feeding, removable)
+            forgotten = pool.submit(forget)
+            eventually(lambda: waits_for_a_lock(database))
+            # Over a second connection, as the feeder does: PostgreSQL sees no circle in that.
+            with database.begin() as deciding:
+                wait_at_most(deciding, 5_000)
+                held.begin_to_hold(deciding, removable)
+        forgotten.result(timeout=30)
+    assert removable not in names(database)
 
 
 def test_a_removal_waits_for_publishers_that_know_of_the_subscription(
