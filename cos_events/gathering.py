@@ -198,7 +198,7 @@ class Queueing:
     ) -> None:
         self._run, self._processes, self._soon = run, processes, soon
         self._waiting: deque[Lane] = deque()
-        self._running = 0
+        self._running: set[object] = set()
         # A pool of threads ends tasks in them.
         self._lock = threading.Lock()
 
@@ -223,27 +223,38 @@ class Queueing:
                 self._waiting.remove(lane)
 
     def _flush(self) -> None:
-        for lane, parts in self._take():
-            end = partial(self._end, lane, len(parts), time.monotonic())
-            self._run(lane.merge(parts, end))
+        failed: Exception | None = None
+        for task, lane, parts in self._take():
+            end = partial(self._end, task, lane, len(parts), time.monotonic())
+            try:
+                self._run(lane.merge(parts, end))
+            except Exception as error:  # noqa: BLE001 - raised below, once the others have run
+                # Or its process would count as busy for ever.
+                end()
+                failed = error
+        if failed is not None:
+            raise failed
 
-    def _take(self) -> list[tuple[Lane, list[Message]]]:
-        """The messages of each task that may run now."""
+    def _take(self) -> list[tuple[object, Lane, list[Message]]]:
+        """Each task that may run now, with its messages."""
         taken = []
         with self._lock:
-            while self._waiting and self._running < self._processes():
+            while self._waiting and len(self._running) < self._processes():
                 lane = self._waiting.popleft()
-                taken.append((lane, lane.parts[: lane.at_once]))
+                task = object()
+                taken.append((task, lane, lane.parts[: lane.at_once]))
                 del lane.parts[: lane.at_once]
                 if lane.parts:
                     self._waiting.append(lane)
-                self._running += 1
+                self._running.add(task)
         return taken
 
-    def _end(self, lane: Lane, count: int, begun: float) -> None:
-        each = (time.monotonic() - begun) / count
+    def _end(self, task: object, lane: Lane, count: int, begun: float) -> None:
+        each = max((time.monotonic() - begun) / count, 1e-9)
         with self._lock:
-            self._running -= 1
+            if task not in self._running:
+                return
+            self._running.remove(task)
             lane.at_once = max(1, min(lane.most, 2 * count, int(TASK_SECONDS / each)))
             more = bool(self._waiting)
         if more:

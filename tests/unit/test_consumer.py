@@ -202,6 +202,36 @@ def test_a_lane_may_allow_one_message_a_task(ran: list[TaskMessage], clock: Cloc
     assert sizes(ran) == [1] * 10
 
 
+def test_a_task_that_cannot_be_run_leaves_its_process_to_the_next() -> None:
+    ran: list[Any] = []
+
+    def run(message: Any) -> None:
+        ran.append(message)
+        if len(ran) == 1:
+            raise ValueError("broken")
+
+    turns: list[Callable[[], None]] = []
+    lane = Queueing(run, lambda: 1, turns.append).lane(delivery_of)
+    for number in range(3):
+        lane.add(Part(str(number)))
+    with pytest.raises(ValueError, match="broken"):
+        turns.pop()()
+    turns.pop()()
+    assert sizes(ran) == [1, 2]
+
+
+def test_a_task_that_ends_twice_frees_its_process_once(
+    ran: list[TaskMessage], clock: Clock
+) -> None:
+    lane = Queueing(ran.append, lambda: 1, at_once).lane(delivery_of, most=1)  # type: ignore[arg-type] # a TaskMessage
+    for number in range(4):
+        lane.add(Part(str(number)))
+    clock.now += 0.001
+    ran[0].ack()
+    ran[0].reject()
+    assert len(ran) == 2
+
+
 def test_messages_of_a_lost_connection_are_forgotten(lane: Lane, ran: list[TaskMessage]) -> None:
     for number in range(10):
         lane.add(Part(str(number)))
