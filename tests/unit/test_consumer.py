@@ -202,6 +202,7 @@ def test_a_lane_may_allow_one_message_a_task(ran: list[TaskMessage], clock: Cloc
     assert sizes(ran) == [1] * 10
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_task_that_cannot_be_run_leaves_its_process_to_the_next() -> None:
     ran: list[Any] = []
 
