@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, SessionTransaction
@@ -35,6 +35,21 @@ class LedgerAway(Exception):
 
 class ConnectionLost(LedgerAway):
     """PostgreSQL went away while the handler ran; it may have been the handler's doing."""
+
+
+class _HandlersSession(Session):
+    """One whose transaction ends here: with it the handler would commit its delivery, too."""
+
+    may_commit = False
+
+
+@event.listens_for(_HandlersSession, "before_commit")
+def _refuse_commit(session: _HandlersSession) -> None:
+    if not session.may_commit and not session.in_nested_transaction():
+        raise Unsuccessful(
+            "the handler committed its session: leave that to the bus, which commits once it "
+            "returns; what may fail by itself goes within session.begin_nested()"
+        )
 
 
 def attempt(
@@ -62,7 +77,7 @@ def attempt(
     ids = by_id.keys()
     name, attempts = subscriber.name, retries + 1
     if subscriber.wants_session:
-        with Session(engine or get_engine()) as session, session.begin() as begun:
+        with _HandlersSession(engine or get_engine()) as session, session.begin() as begun:
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
             settled_at = monotonic()
@@ -72,6 +87,7 @@ def attempt(
             rest = ids - fresh.keys()
             with ledger():
                 known = deliveries.due(session, name, rest, attempts) if rest else {}
+            session.may_commit = True
             _commit(begun)
         _count(name, by_id, fresh, monotonic() - settled_at)
         return fresh.keys(), rest - known.keys()

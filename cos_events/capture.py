@@ -51,7 +51,13 @@ def watch(session: Session) -> AbstractContextManager[object]:
 
     Returns:
         Makes the span of the session's transaction the current one, within a `with`.
+
+    Raises:
+        TypeError: it is no session.
     """
+    if not hasattr(session, "add"):
+        kind = type(session).__name__
+        raise TypeError(f"record within a SQLAlchemy Session, not with this {kind}: {session!r}")
     recorded: _Recorded = session.info.setdefault(_KEY, _Recorded())
     if recorded.span is None:
         recorded.span = telemetry.start(names.COMMIT)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from celery import Celery, shared_task, signals
 from celery.app.task import Task
+from celery.utils.time import rate
 
 from cos_events.delivery import deliver
 from cos_events.errors import SubscriptionError
@@ -109,13 +110,17 @@ def subscriber(  # noqa: PLR0913 - what a subscription may ask for
             raise SubscriptionError(
                 f"{name}: the handler must take one message, and a session if it likes: {error}"
             ) from None
+        try:
+            policy = RetryPolicy.taken_from(task_options)
+        except SubscriptionError as error:
+            raise SubscriptionError(f"{name}: {error}") from None
         made = Subscriber(
             declared,
             handle,
             wants_session,
             batch_size,
             float(batch_timeout),
-            RetryPolicy.taken_from(task_options),
+            policy,
             tuple(outages),
             order,
             start_from,
@@ -146,6 +151,7 @@ def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> Non
         near = get_close_matches(unknown, known, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SubscriptionError(f"{made.name}: there is no option {unknown}{hint}")
+    _check_limits(made.name, options)
     if _origins.setdefault(made.name, origin) != origin:
         raise SubscriptionError(
             f"subscription {made.name!r} is declared twice: "
@@ -194,6 +200,21 @@ def _check(
             f"{name}: start_from must be 'now', 'beginning' or an aware datetime, "
             f"not {start_from!r}"
         )
+
+
+def _check_limits(name: str, options: dict[str, Any]) -> None:
+    """Refuse what would stop a worker at its start, or at the first message."""
+    for option in ("time_limit", "soft_time_limit"):
+        limit = options.get(option)
+        if limit is not None and (not _is_number(limit, int | float) or limit <= 0):
+            raise SubscriptionError(f"{name}: {option} must be seconds, over 0, not {limit!r}")
+    given: Any = options.get("rate_limit")
+    try:
+        rate(given)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise SubscriptionError(
+            f"{name}: rate_limit must be a number a second, or such as '100/m', not {given!r}"
+        ) from None
 
 
 @signals.celeryd_init.connect

@@ -116,8 +116,15 @@ class _Content(BaseModel):
 
 def describe(error: ValidationError) -> str:
     """One line that names each wrong field and why, without quoting the content."""
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{_path(problem['loc'])}{problem['msg']}" for problem in problems[:5])
+    problems = error.errors(include_url=False, include_context=False)
+    return "; ".join(f"{_path(problem['loc'])}{_message(problem)}" for problem in problems[:5])
+
+
+def _message(problem: Any) -> str:
+    if problem["type"] != "invalid-json-value":
+        return str(problem["msg"])
+    kind = type(problem["input"]).__name__
+    return f"{kind} is no JSON value: make it text, a number, a list or a dict"
 
 
 def _path(location: tuple[Any, ...]) -> str:

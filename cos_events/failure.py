@@ -80,8 +80,8 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
             _send_again(task, raw, outcome.seconds, retries + 1)
         return outcome
     logger.error(
-        "%s: event %s is a dead letter after %d attempts: %s: %s%s",
-        *(subscriber.name, event_id, retries + 1, outcome.reason, text),
+        "%s: event %s is a dead letter after %d attempt%s: %s: %s%s",
+        *(subscriber.name, event_id, retries + 1, "s" if retries else "", outcome.reason, text),
         "".join(_frames(error)),
     )
     dead_letters.bury(

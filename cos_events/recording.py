@@ -145,6 +145,7 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
     Raises:
         InvalidPayload: before anything is written; names the field that is no JSON, is too large
             or cannot be stored.
+        TypeError: that is no session.
     """
     with capture.watch(session):
         envelope = make_envelope(

@@ -84,7 +84,7 @@ class RetryPolicy:
         """The policy in these task options, which are taken out of the dictionary.
 
         Raises:
-            SubscriptionError: an option has the wrong type.
+            SubscriptionError: an option has the wrong type; without the subscription's name.
         """
         given = {name: task_options.pop(name) for name in cls.options() if name in task_options}
         policy = cls(**given)

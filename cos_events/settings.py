@@ -19,7 +19,7 @@ from pydantic_settings import (
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from cos_events.duration import parse_duration
+from cos_events.duration import format_duration, parse_duration
 from cos_events.envelope import Name
 from cos_events.errors import ConfigurationError
 
@@ -220,6 +220,13 @@ def in_force() -> list[InForce]:
         **{name.upper(): "environment" for name in EnvSettingsSource(Settings)()},
     }
     return [
-        InForce(name, mask(str(getattr(settings, field))), sources.get(name, "default"))
+        InForce(name, _shown(name, getattr(settings, field)), sources.get(name, "default"))
         for field, name in _variables().items()
     ]
+
+
+def _shown(name: str, value: object) -> str:
+    """As one would set it, where it is set at all."""
+    if name == _variables()["retain_for"]:
+        return "forever" if value is None else format_duration(float(str(value)))
+    return str(value).lower() if value is None or isinstance(value, bool) else mask(str(value))

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from cos_events import dispatcher, record_event
@@ -29,6 +29,7 @@ from cos_events.faults.wire import Wire
 from cos_events.settings import get_settings
 from cos_events.store import engine as store_engine
 from cos_events.store.ledger import Account, verify
+from cos_events.store.models import DeliveryRow
 
 __all__ = ["EventBus", "Unsettled", "event_bus"]
 
@@ -152,14 +153,21 @@ class EventBus:
             if not owed:
                 return accounts
             if time.monotonic() > deadline:
-                raise Unsettled(
-                    f"not delivered within {timeout:.0f} s: "
-                    + "; ".join(
-                        f"{each.subscription}: {_settled(each)} of {each.committed}"
-                        for each in owed
-                    )
-                )
+                what = "; ".join(self._so_far(each) for each in owed)
+                raise Unsettled(f"not delivered within {timeout:.0f} s: {what}")
             time.sleep(0.1)
+
+    def _so_far(self, account: Account) -> str:
+        """How many it has had, and why the last of the others failed."""
+        failures = (
+            select(DeliveryRow.error)
+            .where(DeliveryRow.subscription == account.subscription, DeliveryRow.state != "dead")
+            .where(DeliveryRow.error.is_not(None))
+        )
+        with self.session() as session:
+            error = session.scalar(failures.order_by(DeliveryRow.updated_at.desc()).limit(1))
+        why = f", the last failure: {error}" if error else ""
+        return f"{account.subscription}: {_settled(account)} of {account.committed}{why}"
 
     def _worker(self, name: str) -> Process:
         try:

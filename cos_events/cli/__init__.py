@@ -16,6 +16,7 @@ COMMANDS = {
     "db": "cos_events.cli.db",
     "demo": "cos_events.cli.demo",
     "dlq": "cos_events.cli.dlq",
+    "env": "cos_events.cli.env",
     "faults": "cos_events.cli.faults",
     "flower": "cos_events.cli.flower",
     "record": "cos_events.cli.record",

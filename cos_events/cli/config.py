@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import click
 
 from cos_events.cli.output import json_option, print_json, print_table
@@ -12,11 +14,17 @@ from cos_events.cli.output import json_option, print_json, print_table
 def command(as_json: bool) -> None:
     """Show every setting in force, and where its value came from.
 
-    Secrets are masked. What each means: docs/configuration.md.
+    Secrets are masked. What each means: docs/configuration.md. The servers of a running
+    `cos-events up` count; for their URLs in full: `cos-events env`.
     """
+    from cos_events.cli.servers import adopt_running
     from cos_events.settings import in_force, unknown
 
-    settings = in_force()
+    adopted = {"DATABASE_URL", "REDIS_URL"} if adopt_running() else set()
+    settings = [
+        replace(each, source="cos-events up") if each.name in adopted else each
+        for each in in_force()
+    ]
     if as_json:
         print_json({each.name: {"value": each.value, "from": each.source} for each in settings})
     else:

@@ -22,7 +22,7 @@ ASK_ABOVE = 100
 @selecting
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--wait", is_flag=True, help="Wait until each is delivered or dead.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
+@click.option("-y", "--yes", is_flag=True, help=f"Do not ask, as for more than {ASK_ABOVE} events.")
 @json_option
 def command(
     *,
@@ -35,8 +35,9 @@ def command(
 ) -> None:
     """Run history again for one subscription, on purpose: its effects happen once more.
 
-    For a subscriber that has learnt something new, or lost what it had. Events that it has had, or
-    that are dead, run again, oldest first, as its queue has room; live events go on meanwhile.
+    For a subscriber that has learnt something new, or lost what it had. All of the history that it
+    wants runs again, oldest first, as its queue has room: what it has had, what is dead, and what
+    was recorded before it was there. Live events go on meanwhile.
 
     Dead letters alone run again by `cos-events dlq replay`.
     """

@@ -21,15 +21,16 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "cos-events"
 
 
-def adopt_running() -> None:
-    """Without a `DATABASE_URL`, use the servers of a running `cos-events up`."""
+def adopt_running() -> bool:
+    """Without a `DATABASE_URL`, use the servers of a running `cos-events up`; whether it does."""
     from cos_events import embedded
     from cos_events.settings import get_settings
 
-    if "database_url" not in get_settings().model_fields_set and (
-        servers := embedded.running(home())
-    ):
+    if "database_url" in get_settings().model_fields_set:
+        return False
+    if servers := embedded.running(home()):
         use(database_url=servers.database_url, redis_url=servers.redis_url)
+    return servers is not None
 
 
 @contextmanager

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from contextlib import ExitStack
+import os
+import socket
+import time
+from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
+from cos_events.cli.interrupt import cleaning_up
 from cos_events.cli.servers import available, home
 
 
@@ -24,9 +26,16 @@ def command(broker_url: str | None, data: Path | None) -> None:
     """Run everything until Ctrl-C: servers, tables, publisher, COS's subscribers, API and Flower.
 
     Without a DATABASE_URL, PostgreSQL and Valkey are private ones, from wheels; their data stays
-    for the next time. Other commands in another terminal find them by themselves. The API's
+    for the next time. Other commands in another terminal find them by themselves (with --data:
+    where COS_EVENTS_HOME names that folder), your application by `cos-events env`. The API's
     /metrics, or COS_EVENTS_METRICS_LISTEN, shows what all of its processes count.
     """
+    with suppress(KeyboardInterrupt), cleaning_up():
+        _run(broker_url, data)
+    click.echo("stopped")
+
+
+def _run(broker_url: str | None, data: Path | None) -> None:
     from cos_events import metrics
     from cos_events.cli.flower import ensure_password
     from cos_events.cli.processes import check_alive, program, workers
@@ -34,11 +43,14 @@ def command(broker_url: str | None, data: Path | None) -> None:
     from cos_events.store.engine import explained, get_engine
     from cos_events.store.migrations import upgrade
 
-    stopping = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    signal.signal(signal.SIGINT, lambda *_: stopping.set())
     folder = data or home()
     folder.mkdir(parents=True, exist_ok=True)
+    has_api, has_flower = find_spec("fastapi") and find_spec("uvicorn"), find_spec("flower")
+    settings = get_settings()
+    if has_api:
+        _take_port("COS_EVENTS_API_PORT", settings.api_host, settings.api_port)
+    if has_flower:
+        _take_port("FLOWER_PORT", settings.flower_address, settings.flower_port)
     with available(folder, broker_url) as which:
         click.echo(f"using {which}")
         with explained():
@@ -52,12 +64,12 @@ def command(broker_url: str | None, data: Path | None) -> None:
             metrics.serve(listen)
         with ExitStack() as stack:
             started = [*stack.enter_context(workers(folder, specs))]
-            if find_spec("fastapi") and find_spec("uvicorn"):
+            if has_api:
                 started.append(stack.enter_context(program("api", folder, b"startup complete")))
                 where = f"http://{get_settings().api_host}:{get_settings().api_port}"
             else:
                 where = "not installed: pip install 'cos-events[api]'"
-            if find_spec("flower"):
+            if has_flower:
                 who = ensure_password(folder)
                 started.append(stack.enter_context(program("flower", folder, b"Visit me at")))
                 port = get_settings().flower_port
@@ -71,9 +83,30 @@ def command(broker_url: str | None, data: Path | None) -> None:
             click.echo(f"api       {where}")
             click.echo(f"flower    {flower}")
             click.echo(f"logs      {folder}")
+            there = f"COS_EVENTS_HOME={folder} " if data else ""
             click.echo(
-                "ready; try `cos-events record FILE` and `cos-events status`; Ctrl-C ends it"
+                f"ready; try `{there}cos-events record FILE` and `{there}cos-events status`; "
+                "Ctrl-C ends it"
             )
-            while not stopping.wait(1.0):
+            while True:
+                time.sleep(1.0)
                 check_alive(started)
-        click.echo("stopped")
+
+
+def _take_port(setting: str, host: str, port: int) -> None:
+    """Have a server of ours listen on this port, or on a free one for 0; refuse one in use."""
+    from cos_events.errors import CosEventsError
+    from cos_events.settings import get_settings
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As the servers do: what an earlier one has just left may be taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CosEventsError(
+                f"{setting}: nothing can listen on {host}:{port} ({error.strerror}); end what "
+                "does, or set another port, 0 for a free one"
+            ) from error
+        os.environ[setting] = str(probe.getsockname()[1])
+    get_settings.cache_clear()

@@ -145,6 +145,10 @@ def find_application(app: str) -> Celery:
     try:
         found = find_app(app)
     except (ImportError, AttributeError) as error:
+        missing = error.name if isinstance(error, ImportError) else None
+        if missing and missing.partition(".")[0] not in {app.partition(each)[0] for each in ".:"}:
+            # Its module is there, and what that imports is not.
+            raise SubscriptionError(f"{app} cannot be imported: {error}") from error
         raise SubscriptionError(f"no Celery application {app!r} here: {error}") from error
     if not isinstance(found, Celery):
         raise SubscriptionError(f"no Celery application {app!r} here: it is {found!r}")

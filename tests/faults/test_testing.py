@@ -13,18 +13,32 @@ PAGE = (Path(__file__).parents[2] / "docs/testing.md").read_text()
 
 
 def test_the_example_of_the_page_passes(tmp_path: Path) -> None:
-    application, test = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (tmp_path / "shop.py").write_text(application)
-    (tmp_path / "test_shop.py").write_text(test)
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
-        cwd=tmp_path,
+    ended = run_example(tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_a_wait_in_vain_says_why_the_handler_failed(tmp_path: Path) -> None:
+    ended = run_example(tmp_path, ("wait()", "wait(10)"), ("INTO taken", "INTO taken_elsewhere"))
+    assert ended.returncode == 1
+    expected = r"stock: 0 of \d+, the last failure: ProgrammingError: SQLSTATE 42P01"
+    assert re.search(expected, ended.stdout), ended.stdout
+
+
+def run_example(folder: Path, *changes: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run the page's own test, every warning an error, with these texts in place of others."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    for name, block in zip(("shop.py", "conftest.py", "test_shop.py"), blocks, strict=True):
+        for old, new in changes:
+            block = block.replace(old, new)  # noqa: PLW2901 - the same block
+        (folder / name).write_text(block)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "."],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_every_kill_point_stands_on_the_page() -> None:

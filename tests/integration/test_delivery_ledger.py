@@ -84,15 +84,22 @@ def swallow(session: Session) -> None:
         session.execute(text("SELECT 1 / 0"))
 
 
+def commit_and_fail(session: Session) -> None:
+    session.commit()
+    raise OSError("the mail server is away")
+
+
 @pytest.mark.parametrize(
     ("handle", "sentence"),
     [
         (swallow, "went on after a statement had failed"),
         (lambda session: session.rollback(), "ended its session's transaction"),
+        (lambda session: session.commit(), "committed its session"),
+        (commit_and_fail, "committed its session"),
     ],
-    ids=["an error is swallowed", "it rolls back"],
+    ids=["an error is swallowed", "it rolls back", "it commits", "it commits and fails"],
 )
-def test_a_handler_whose_work_would_be_rolled_back_has_failed(
+def test_a_handler_that_ends_its_transaction_or_goes_on_in_a_broken_one_has_failed(
     bus: Any, handle: Callable[[Session], None], sentence: str
 ) -> None:
     name = bus.declare(lambda message, session: handle(session), max_retries=0)
@@ -101,6 +108,16 @@ def test_a_handler_whose_work_would_be_rolled_back_has_failed(
     row = bus.row(name, raw)
     assert (row.state, row.attempts) == ("dead", 1)
     assert sentence in row.error
+
+
+def test_a_savepoint_may_be_committed(bus: Any) -> None:
+    def handler(message: Envelope, session: Session) -> None:
+        with session.begin_nested():
+            session.execute(text("SELECT 1"))
+
+    name, raw = bus.declare(handler), bus.record()
+    assert bus.run(name, raw) == "SUCCESS"
+    assert bus.state(name, raw) == "delivered"
 
 
 def test_an_error_within_a_savepoint_may_be_swallowed(bus: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from cos_events.app import register_subscriptions
-from cos_events.settings import Settings
+from cos_events.settings import Settings, get_settings
 from cos_events.store.models import DeliveryRow, OutboxRow
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +36,7 @@ def run_blocks() -> dict[str, Any]:
 def shop(database: Engine, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The README's application, on a database of its own."""
     monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
+    monkeypatch.setenv("BROKER_URL", get_settings().broker_url)
     register_subscriptions(run_blocks()["app"])
     return run_blocks()
 
@@ -50,6 +53,21 @@ def test_an_order_is_recorded_and_delivered_to_both_subscriptions(
     with database.connect() as connection:
         rows = connection.execute(select(DeliveryRow.subscription, DeliveryRow.state)).all()
     assert sorted(rows) == [("receipts", "delivered"), ("stock", "delivered")]
+
+
+def test_the_recording_page_records_as_it_stands(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cos_events.capture.wake", lambda *_: None)
+    page = (ROOT / "docs/recording.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "shop"}
+    exec(compile(block, "recording.md", "exec", dont_inherit=True), names)  # noqa: S102
+    with Session(database) as session:
+        names["place_order"](session, 7, Decimal("9.50"))
+    with database.connect() as connection:
+        (envelope,) = connection.scalars(select(OutboxRow.envelope)).all()
+    assert json.loads(envelope)["data"].items() > {"number": 7, "total": "9.50"}.items()
 
 
 def test_a_rejected_order_is_a_dead_letter(shop: dict[str, Any], database: Engine) -> None:

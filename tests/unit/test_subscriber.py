@@ -236,6 +236,9 @@ class Foreign:
         (listen, {"rate_limits": "1/s"}, "no option rate_limits; did you mean rate_limit?"),
         (listen, {"autoretry_for": ValueError}, "autoretry_for must be a tuple of exception"),
         (listen, {"autoretry_for": ("OSError",)}, "autoretry_for must be a tuple of exception"),
+        (listen, {"rate_limit": "fast"}, "rate_limit must be a number a second, or such as"),
+        (listen, {"time_limit": "x"}, "time_limit must be seconds, over 0, not 'x'"),
+        (listen, {"soft_time_limit": 0}, "soft_time_limit must be seconds, over 0, not 0"),
     ],
     ids=[
         "no parameter",
@@ -252,6 +255,9 @@ class Foreign:
         "a misspelt option of Celery",
         "one exception",
         "an exception's name",
+        "a rate in words",
+        "a time limit in words",
+        "a soft time limit of nothing",
     ],
 )
 def test_what_cannot_work_is_refused_and_leaves_no_task(app, unique, target, options, sentence):

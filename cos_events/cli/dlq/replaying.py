@@ -48,6 +48,8 @@ def replay(  # noqa: PLR0913 - the options
     """
     from cos_events.dead_letters import replaying
 
+    if data is not None and edit is None:
+        raise click.UsageError("--data goes with --edit EVENT: whose new data is it?")
     adopt_running()
     which = chosen(subscription, **given)
     if dry_run:

@@ -36,7 +36,7 @@ def test_config_shows_every_setting_with_where_its_value_came_from(
     fields = Settings.model_fields.items()
     assert set(found) == {(info.alias or name).upper() for name, info in fields}
     assert found["DATABASE_URL"]["from"] == "environment"
-    assert found["COS_EVENTS_RETAIN_FOR"] == {"value": "259200.0", "from": ".env"}
+    assert found["COS_EVENTS_RETAIN_FOR"] == {"value": "3d", "from": ".env"}
     assert found["COS_EVENTS_QUEUE_DEPTH"] == {"value": "10000", "from": "default"}
 
 

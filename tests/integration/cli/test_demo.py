@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,9 +17,11 @@ from urllib.request import urlopen
 
 import psutil
 import pytest
+import redis
 from kombu import Connection, Queue
 
 from cos_events.embedded.process import free_port
+from cos_events.settings import mask
 
 Program = Callable[..., subprocess.Popen[str]]
 NO_SERVERS = {"REDIS_URL": "redis://127.0.0.1:1/0", "unset": ("DATABASE_URL", "BROKER_URL")}
@@ -218,6 +221,44 @@ def test_an_impatient_person_at_ctrl_c_leaves_nothing_either(
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.parametrize("sign", ["using private", None], ids=["with its servers", "at once"])
+def test_ctrl_c_ends_up_while_it_starts(
+    sign: str | None, program: Program, place: Path, eventually: Callable[..., None]
+) -> None:
+    log = place / "up.log"
+    ports = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
+    up = program("up", log=log, **NO_SERVERS, **ports, COS_EVENTS_HOME=str(place / "home"))
+    eventually(lambda: sign in log.read_text() if sign else (place / "home").exists())
+    up.send_signal(signal.SIGINT)
+    assert up.wait(60) == 0
+    said = log.read_text()
+    assert said.endswith("stopped\n")
+    assert "ready" not in said
+    assert [each.cmdline() for each in of_this_test(place)] == []
+
+
+@pytest.mark.parametrize("setting", ["COS_EVENTS_API_PORT", "FLOWER_PORT"])
+def test_up_names_the_setting_of_a_port_in_use_and_starts_nothing(
+    setting: str, run_program: Callable[..., subprocess.CompletedProcess[str]], place: Path
+) -> None:
+    ports = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports[setting] = str(taken.getsockname()[1])
+        ended = run_program("up", **NO_SERVERS, **ports, COS_EVENTS_HOME=str(place / "home"))
+    assert ended.returncode == 1
+    assert f"{setting}: nothing can listen on 127.0.0.1:{ports[setting]}" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+
+
+def test_env_without_servers_says_what_to_do(
+    run_program: Callable[..., subprocess.CompletedProcess[str]], place: Path
+) -> None:
+    ended = run_program("env", **NO_SERVERS, COS_EVENTS_HOME=str(place / "home"))
+    assert ended.returncode == 1
+    assert "no `cos-events up` runs" in ended.stderr
+
+
 def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
     program: Program,
     place: Path,
@@ -252,6 +293,15 @@ def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
     status = json.loads(run_program("status", "--json", **here).stdout)
     assert (status["broker"]["state"], status["channel"]["state"]) == ("up", "up")
     assert status["broker"]["url"] in log.read_text()
+    assert not re.search(r"http://127\.0\.0\.1:0\b", log.read_text())
+
+    exports = run_program("env", **here).stdout
+    urls = json.loads(run_program("env", "--json", **here).stdout)
+    assert exports.splitlines() == [f"export {name}={url}" for name, url in urls.items()]
+    with redis.Redis.from_url(urls["BROKER_URL"]) as client:
+        assert client.ping()
+    found = json.loads(run_program("config", "--json", **here).stdout)
+    assert found["DATABASE_URL"] == {"value": mask(urls["DATABASE_URL"]), "from": "cos-events up"}
 
     eventually(lambda: re.search(r" ready\.|Cannot connect", worker_log.read_text()))
     assert status["broker"]["url"].rpartition("@")[2] in worker_log.read_text()

@@ -307,6 +307,17 @@ def test_a_correction_that_cannot_be_sent_is_refused_and_nothing_changes(
     assert dead_letter() == before
 
 
+def test_new_data_without_an_event_replays_nothing(
+    subscribe: Callable[..., None], add_event: AddEvent, cli: Cli, row: Callable[..., Any]
+) -> None:
+    subscribe("mailer")
+    dead = add_event(published=60, mailer="dead")
+    result = cli("dlq", "replay", "mailer", "--data", "-", input="{}")
+    assert result.exit_code == 2
+    assert "--data goes with --edit EVENT" in result.output
+    assert row("mailer", dead)[0] == "dead"
+
+
 def test_purging_drops_for_good_and_the_ledger_says_so(
     subscribe: Callable[..., None],
     add_event: AddEvent,
