@@ -70,6 +70,9 @@ def connect(*, confirm: bool = True) -> Any:
     if _installed:
         # With its own transport options, TLS and failover; `install` saw to the timeouts.
         options |= _installed[0].conf.broker_transport_options or {}
+    if "write_timeout" in options:
+        # Not a worker's: it reads for as long as nothing comes.
+        options.setdefault("read_timeout", timeout)
     if "confirm_publish" in options:
         # Said either way: Celery would fill in what is left out from its own configuration.
         options["confirm_publish"] = confirm

@@ -164,6 +164,12 @@ class DeliveryStep(bootsteps.StartStopStep):
                 Batching(merge, run, consumer.timer, size=1, timeout=0)
                 for merge in (wake_up_of, delivery_of)
             )
+        # What waits for Celery's own limit would hold the lane's place in line for the others.
+        limited = Batching(delivery_of, run, consumer.timer, size=1, timeout=0)
+        lanes = {
+            each: limited if self._is_rate_limited(each) else redelivered
+            for each in self._gatherings
+        }
         self._in_hand = (*self._gatherings.values(), wake_ups, redelivered)
 
         def on_message(message: Message) -> None:
@@ -175,7 +181,7 @@ class DeliveryStep(bootsteps.StartStopStep):
             elif is_redelivered(message):
                 # By itself: an earlier copy may have killed its worker. In its turn: where that
                 # copy is still in hand here, no worker died of it.
-                redelivered.add(message)
+                lanes[message.delivery_info["routing_key"]].add(message)
             else:
                 gathering.add(message)
 
@@ -190,6 +196,10 @@ class DeliveryStep(bootsteps.StartStopStep):
         return Batching(
             delivery_of, run, consumer.timer, subscriber.batch_size, subscriber.batch_timeout
         )
+
+    def _is_rate_limited(self, name: str) -> bool:
+        app = self._consumer.app
+        return bool(app.tasks[name].rate_limit or app.conf.task_default_rate_limit)
 
     def _gathering_of(self, message: Message) -> Batching | Lane | None:
         name = (message.delivery_info or {}).get("routing_key")

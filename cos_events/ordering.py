@@ -13,7 +13,7 @@ from cos_events.envelope import Envelope
 from cos_events.errors import BroadcastError, CosEventsError, SubscriptionError
 from cos_events.settings import get_settings
 from cos_events.store import held, locks, order
-from cos_events.store.engine import get_engine
+from cos_events.store.engine import get_engine, wait_at_most
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class Order:
         again = timedelta(seconds=get_settings().redeliver_after)
         try:
             with get_engine().begin() as connection:
+                # In a worker's event loop, too, which enforces the time limit of who is waited for.
+                wait_at_most(connection, order.MAX_WAIT_MS)
                 locks.order(connection, self._name)
                 key = order.key(connection, self._name, envelope.base_log_id)
                 following = held.release(connection, self._name, 1, again, key) if key else []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from celery import shared_task
-from sqlalchemy import Engine, func
+from sqlalchemy import Connection, Engine, func
 from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import broker, telemetry
@@ -17,7 +18,7 @@ from cos_events.errors import BroadcastError, BrokerAway
 from cos_events.process import PerProcess, PerThread
 from cos_events.queue_room import QueueRoom
 from cos_events.settings import get_settings
-from cos_events.store import held, outbox, subscriptions
+from cos_events.store import held, locks, outbox, subscriptions
 from cos_events.store.engine import get_relaxed_engine
 from cos_events.store.models import OutboxRow
 from cos_events.store.outbox import Pending
@@ -77,10 +78,9 @@ class Publisher:
                 published = [pending.id for pending in batch]
                 holding = [each for each in recipients if each.holding]
                 if holding:
-                    held.hold(
-                        connection,
-                        [each.name for each in holding],
-                        OutboxRow.id == func.any(published),
+                    # What a handler has at this moment is not held: the relay looks after it.
+                    locks.write_past_handlers(
+                        connection, published, partial(_hold, connection, holding)
                     )
                 ages = outbox.mark_published(connection, published)
         _count(batch, ages, holding)
@@ -97,6 +97,11 @@ class Publisher:
             logger.warning("%s: its queue is full; more copies wait in PostgreSQL", name)
             with self._engine.begin() as connection:
                 held.begin_to_hold(connection, name)
+
+
+def _hold(connection: Connection, holding: Iterable[Recipient], ids: Sequence[int]) -> None:
+    names = [each.name for each in holding]
+    held.hold(connection, names, OutboxRow.id == func.any(list(ids)))
 
 
 def _count(

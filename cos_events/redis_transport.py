@@ -49,6 +49,9 @@ MAX_FETCH = 100
 GATHER_SECONDS = 0.02
 """At most so long an acknowledgement waits for others."""
 
+AGAIN_SECONDS = 1.0
+"""After a refusal acknowledgements are tried again."""
+
 MAX_GATHERED = 100
 """So many acknowledgements go at once."""
 
@@ -93,6 +96,7 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.noted: set[str] = set()
         self._acknowledged: list[str] = []
+        self._is_due = False
 
     def can_consume(self) -> bool:
         """Whether there is room, and enough for a fetch; while acknowledgements gather, room does.
@@ -119,10 +123,21 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         self._acknowledged.append(delivery_tag)
         # A closed channel has no connection any more.
         loop = getattr(self.channel.connection, "loop", None)
+        if loop is not None and not self._is_due:
+            self._is_due = True
+            loop.call_later(GATHER_SECONDS, self._flush_when_due, loop)
         if loop is None or len(self._acknowledged) >= MAX_GATHERED:
             self.flush()
-        elif len(self._acknowledged) == 1:
-            loop.call_later(GATHER_SECONDS, self.flush)
+
+    def _flush_when_due(self, loop: Any) -> None:
+        self._is_due = False
+        try:
+            self.flush()
+        except ResponseError:
+            # Redis may not write at this moment: it has no replica, or its disk is full.
+            self._is_due = True
+            loop.call_later(AGAIN_SECONDS, self._flush_when_due, loop)
+            raise
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Put it back at once, or drop it soon."""

@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 
 from sqlalchemy import Connection, Engine, Row
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy, make_wire
@@ -29,9 +28,9 @@ from cos_events.feeder import Feeder, each_by_itself
 from cos_events.publisher import BATCH_SIZE, publish_once
 from cos_events.retention import Retention
 from cos_events.settings import get_settings
-from cos_events.store import locks, redelivery
+from cos_events.store import locks, redelivery, subscriptions
 from cos_events.store.backfill import backfill
-from cos_events.store.engine import get_engine, wait_at_most
+from cos_events.store.engine import get_engine
 from cos_events.store.redelivery import Snapshot
 
 BACKFILL_SIZE = 10_000
@@ -42,9 +41,6 @@ FEEDING_INTERVAL = 0.1
 
 CATCH_UP = 10
 """How many times as many events a sweep looks at while each has a delivery row."""
-
-LOCK_TIMEOUT_MS = 50
-"""Milliseconds that the relay waits for a row that a handler's transaction holds."""
 
 logger = logging.getLogger(__name__)
 
@@ -138,15 +134,15 @@ class Redelivery:
         overdue = [each[0] for each in missing if each[1]]
         depths = broker.queue_depths([name])
         lost = [each[0] for each in missing if each[2]] if depths.get(name) else overdue
-        again: list[Row[str, int, str | None]] = []
-        for outbox_ids in (lost, *([each] for each in lost)):
-            # A handler that runs right now holds its event's row: the batch then goes one by one.
-            with suppress(OperationalError), connection.begin_nested():
-                wait_at_most(connection, LOCK_TIMEOUT_MS)
-                again += redelivery.note_sent_again(connection, name, outbox_ids, self._after)
-                if outbox_ids is lost:
-                    break
+        noted = locks.write_past_handlers(
+            connection,
+            lost,
+            lambda ids: redelivery.note_sent_again(connection, name, ids, self._after),
+        )
+        again = [row for rows in noted for row in rows]
         if late:
+            # Which a worker with older code may have begun.
+            subscriptions.forget_unwanted(connection, name)
             again += redelivery.take_late_retries(
                 connection, name, self._after, BATCH_SIZE, overtaken=bool(depths.get(name))
             )
@@ -179,20 +175,37 @@ class Relay:
         feeder = Feeder(engine, wire, settings.queue_depth, settings.redeliver_after)
         redelivery = Redelivery(engine, wire, settings.redeliver_after)
         retention = Retention(engine, settings.retain_for)
-        breaker = CircuitBreaker("the relay's broker or database", reset_after=5.0)
+        # Each with its own breaker: where one always fails, the others go on.
+        sweeps = [
+            (sweep, CircuitBreaker(f"the relay's {what}", reset_after=5.0))
+            for what, sweep in (
+                ("publishing", self._publish),
+                ("retention", retention.sweep),
+                ("feeding", feeder.sweep),
+                ("redelivery", redelivery.sweep),
+            )
+        ]
         pause = self._interval
         while not self._stopping.wait(pause):
-            pause = self._interval
-            try:
-                while publish_once() == BATCH_SIZE and not self._stopping.is_set():
-                    pass
-                retention.sweep()
-                with breaker:
-                    if feeder.sweep():
-                        # A queue that drains quickly would run dry until the next sweep.
-                        pause = min(self._interval, FEEDING_INTERVAL)
-                    redelivery.sweep()
-            except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
-                logger.debug("the relay waits: %s", error)
-            except Exception:  # a relay that died would leave rows waiting for good
-                logger.exception("the relay's sweep failed; it goes on")
+            moved = {sweep: _swept(sweep, breaker) for sweep, breaker in sweeps}
+            # A queue that drains quickly would run dry until the next sweep.
+            fed = moved[feeder.sweep]
+            pause = min(self._interval, FEEDING_INTERVAL) if fed else self._interval
+
+    def _publish(self) -> int:
+        published = 0
+        while (batch := publish_once()) == BATCH_SIZE and not self._stopping.is_set():
+            published += batch
+        return published + batch
+
+
+def _swept(sweep: Callable[[], int], breaker: CircuitBreaker) -> int:
+    """How much it has moved; nothing where it failed."""
+    try:
+        with breaker:
+            return sweep()
+    except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
+        logger.debug("the relay waits: %s", error)
+    except Exception:  # a relay that died would leave rows waiting for good
+        logger.exception("the relay's sweep failed; it goes on")
+    return 0

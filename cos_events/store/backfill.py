@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection, and_, func, select, update
+from sqlalchemy.exc import OperationalError
 
 from cos_events.store.held import hold
+from cos_events.store.locks import in_bounded_time
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import advance
 
@@ -49,11 +51,13 @@ def backfill(connection: Connection, name: str, horizon: int, limit: int) -> boo
         horizon if unpublished is None else unpublished - 1,
     )
     if through > row.settled_through:
-        hold(
-            connection,
-            [name],
-            and_(OutboxRow.id > row.settled_through, OutboxRow.id <= through),
-        )
+        page = and_(OutboxRow.id > row.settled_through, OutboxRow.id <= through)
+        try:
+            with in_bounded_time(connection):
+                hold(connection, [name], page)
+        except OperationalError:
+            # A handler has one of them at this moment, and may yet fail.
+            return True
         advance(connection, name, through)
     if through < row.backfill_until:
         return True

@@ -1,14 +1,26 @@
 """Every lock that the bus takes in PostgreSQL: advisory, and held until the transaction ends.
 
-A transaction that takes two takes a subscription's before the one on holding, and so does one that
-waits for another connection's: the feeder has the first while it decides on the second elsewhere.
+A transaction that takes two takes a subscription's before the one on holding, and both before it
+writes a subscription's row; so does one that waits for another connection's: the feeder has the
+first while it decides on the second elsewhere.
+
+Whoever has one of them, or a row that others wait for, waits for a handler's row in bounded time
+only: a handler may run for ever.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Function, func, select
+from sqlalchemy import Connection, Function, func, select, text
+from sqlalchemy.exc import OperationalError
+
+HANDLER_TIMEOUT_MS = 50
+"""Milliseconds that a sweep, or a publisher, waits for a handler that holds an event's row."""
+
+Written = TypeVar("Written")
 
 _HOLDING = "cos_events.holding"
 
@@ -56,6 +68,41 @@ def share_holding() -> Function[Any]:
 def decide_holding(connection: Connection) -> None:
     """Wait for every publishing transaction, and keep new ones waiting."""
     _lock(connection, _HOLDING)
+
+
+def write_past_handlers(
+    connection: Connection, ids: Sequence[int], write: Callable[[Sequence[int]], Written]
+) -> list[Written]:
+    """Write something of these events at once; if a handler holds the row of one, of each other.
+
+    Args:
+        connection: in a transaction.
+        ids: of the outbox.
+        write: is called with some of them.
+
+    Returns:
+        What the calls returned that could write.
+    """
+    written = []
+    for some in (ids, *([each] for each in ids)):
+        with suppress(OperationalError), in_bounded_time(connection):
+            written.append(write(some))
+            if some is ids:
+                break
+    return written
+
+
+@contextmanager
+def in_bounded_time(connection: Connection) -> Iterator[None]:
+    """A SAVEPOINT within which nothing waits for a handler's row for long.
+
+    Raises:
+        OperationalError: a handler holds it; nothing of this was written.
+    """
+    with connection.begin_nested():
+        connection.execute(text(f"SET LOCAL lock_timeout = {HANDLER_TIMEOUT_MS}"))
+        yield
+        connection.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
 
 
 def _lock(connection: Connection, *names: str, wait: bool = True) -> bool:

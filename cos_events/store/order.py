@@ -22,12 +22,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from cos_events.store.by_index import there_is
+from cos_events.store.engine import wait_at_most
 from cos_events.store.held import blocked
 from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
 LOOKED_BACK = 1_000
 """So many ids behind an event its elder may commit late, and still has its key in time."""
+
+MAX_WAIT_MS = 2_000
+"""Milliseconds that one decision about an order waits for a handler, or for another decision."""
 
 PAGE = 1_000
 """The most envelopes that are in memory at a time."""
@@ -50,6 +54,9 @@ def take_turn(
         event_id: of an event that has arrived.
         key_of: gives the key of an envelope.
         again: when the event counts as lost, if nothing is heard of it.
+
+    Raises:
+        OperationalError: a handler has had it for longer than `MAX_WAIT_MS`.
     """
     outbox_id = connection.scalar(select(OutboxRow.id).where(OutboxRow.event_id == event_id))
     if outbox_id is None:
@@ -57,6 +64,8 @@ def take_turn(
     ours = and_(DeliveryRow.subscription == name, DeliveryRow.event_id == event_id)
     if connection.scalar(select(DeliveryRow.order_key).where(ours)) is None:
         _key_through(connection, name, outbox_id, key_of)
+    # Another copy of it may run, for as long as it likes, and nobody else has a turn meanwhile.
+    wait_at_most(connection, MAX_WAIT_MS)
     turn = case((blocked(), literal("held")), else_=literal("retrying"))
     state = connection.scalar(
         update(DeliveryRow)

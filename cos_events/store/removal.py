@@ -33,7 +33,11 @@ def forget(connection: Connection, name: str) -> None:
 
 
 def drop_deliveries(connection: Connection, name: str, limit: int) -> int:
-    """Drop some of its deliveries; returns how many."""
+    """Drop some of its deliveries; returns how many: none once it is known again."""
+    locks.subscription(connection, name)
+    known = select(SubscriptionRow.name).where(SubscriptionRow.name == name)
+    if connection.scalar(known) is not None:
+        return 0
     key = tuple_(DeliveryRow.subscription, DeliveryRow.event_id)
     some = (
         select(DeliveryRow.subscription, DeliveryRow.event_id)

@@ -26,6 +26,7 @@ from cos_events.errors import SubscriptionError
 from cos_events.store import locks
 from cos_events.store.models import STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted as wanted_by_it
+from cos_events.store.removal import is_half_removed
 from cos_events.subscription import Recipient, Subscription
 
 logger = logging.getLogger(__name__)
@@ -46,12 +47,17 @@ def register(
         subscriptions: those that a worker knows the code of.
         start_from: by name, where a new one begins; it is owed what is recorded from now on
             where nothing is said.
+
+    Raises:
+        SubscriptionError: one of that name is being removed.
     """
     now = select(func.coalesce(func.max(OutboxRow.id), 0)).scalar_subquery()
     filters = tuple_(SubscriptionRow.modules, SubscriptionRow.event_types)
     # In one order always: two workers that start together would otherwise lock each other out.
-    for subscription in sorted(subscriptions, key=lambda each: each.name):
+    subscriptions = sorted(subscriptions, key=lambda each: each.name)
+    for subscription in subscriptions:
         locks.subscription(connection, subscription.name)
+    for subscription in subscriptions:
         row = {
             "name": subscription.name,
             "modules": _sorted(subscription.modules),
@@ -87,12 +93,18 @@ def register(
             )
         )
         if changed:
-            _forget_unwanted(connection, subscription.name)
+            forget_unwanted(connection, subscription.name)
 
 
 def _note_change(connection: Connection, now: Subscription) -> bool:
     """Whether it wants other events than before, which is said."""
     known = connection.execute(_LOAD.where(SubscriptionRow.name == now.name)).one_or_none()
+    if known is None and is_half_removed(connection, now.name):
+        # What is dropped next, or passed over as delivered, would be the new one's.
+        raise SubscriptionError(
+            f"{now.name} is being removed: wait for the end of that, or run "
+            f"`cos-events subscriptions remove {now.name}` again"
+        )
     before = None if known is None else (known.modules, known.event_types)
     wanted = _sorted(now.modules), _sorted(now.event_types)
     if changed := before not in (None, wanted):
@@ -104,8 +116,11 @@ def _note_change(connection: Connection, now: Subscription) -> bool:
     return changed
 
 
-def _forget_unwanted(connection: Connection, name: str) -> None:
-    """No worker would end its deliveries of events that it does not want any more."""
+def forget_unwanted(connection: Connection, name: str) -> None:
+    """Drop its deliveries of events that it does not want any more: no worker would end them.
+
+    Those that a handler has at this moment stay.
+    """
     unwanted = (
         select(DeliveryRow.event_id)
         .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)

@@ -17,6 +17,7 @@ from kombu import Connection
 from queues import queued
 from redis import Redis
 
+from cos_events import broker
 from cos_events.broadcast import BrokerWire
 from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.broadcast.redis import RedisWire
@@ -162,6 +163,19 @@ def fails_in_time(wire: BrokerWire, batch: list[Pending], wanting: Recipient) ->
 
 def outage(outages: Outages, kind: str) -> AbstractContextManager[None]:
     return outages.away() if kind == "away" else outages.frozen()
+
+
+def test_a_frozen_broker_leaves_no_question_waiting(
+    outages: Outages, unique: Callable[[str], str]
+) -> None:
+    with broker.connect() as connection:
+        channel = connection.channel()
+        with outages.frozen():
+            started = time.monotonic()
+            with pytest.raises((*connection.connection_errors, *connection.channel_errors)):
+                channel.queue_declare(unique("queue"), passive=True)
+            assert time.monotonic() - started < BOUND
+            connection.collect()
 
 
 @pytest.mark.parametrize("kind", ["away", "frozen"])

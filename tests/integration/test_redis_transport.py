@@ -253,6 +253,33 @@ def test_in_a_workers_loop_acknowledgements_go_together_and_soon(
     hub.close()
 
 
+def test_acknowledgements_that_redis_refused_are_sent_again(
+    url: str, redis: Redis, receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(url, "q", *range(3))
+    worker, hub = receiver("q"), Hub()
+    worker.receive(3)
+    worker.channel.connection.register_with_event_loop(worker._connection.connection, hub)
+    monkeypatch.setattr("cos_events.redis_transport.AGAIN_SECONDS", GATHER_SECONDS)
+    # As a Redis without its replicas does.
+    redis.config_set("min-replicas-to-write", 1)
+    try:
+        for message in worker.messages:
+            message.ack()
+        for _ in range(3):
+            time.sleep(2 * GATHER_SECONDS)
+            hub.fire_timers()
+        assert redis.hlen("unacked") == 3
+    finally:
+        redis.config_set("min-replicas-to-write", 0)
+    deadline = time.monotonic() + 60
+    while redis.hlen("unacked") and time.monotonic() < deadline:
+        time.sleep(GATHER_SECONDS)
+        hub.fire_timers()
+    assert redis.hlen("unacked") == 0
+    hub.close()
+
+
 def test_in_a_workers_loop_a_fetch_waits_for_some_room_as_long_as_acknowledgements_gather(
     url: str, receiver: Callable[..., Receiver]
 ) -> None:

@@ -6,14 +6,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from outbox import record, unpublished
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import broker, publisher
 from cos_events.broadcast import Broadcaster, make_broadcaster
 from cos_events.circuit_breaker import CircuitBreaker
+from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess, PerThread
 from cos_events.publisher import Publisher, publish_once
 from cos_events.relay import Relay
@@ -148,6 +151,38 @@ def test_the_relay_goes_on_after_an_error(
     relay.start()
     assert all(swept.acquire(timeout=10) for _ in range(3))
     assert "nobody thought of this" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sweep", "error"),
+    [
+        ("retention.Retention", SQLAlchemyError("a foreign key on the outbox")),
+        ("feeder.Feeder", BroadcastError("a queue that somebody made otherwise")),
+    ],
+    ids=["retention", "feeding"],
+)
+def test_a_sweep_that_always_fails_keeps_no_lost_event_waiting(
+    sweep: str,
+    error: Exception,
+    database: Engine,
+    make_bus: Callable[[Engine], Any],
+    relay: Relay,
+    environment: Callable[..., None],
+    eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_self: object) -> int:
+        raise error
+
+    monkeypatch.setattr(f"cos_events.{sweep}.sweep", fail)
+    environment(COS_EVENTS_REDELIVER_AFTER="0.5")
+    bus = make_bus(database)
+    name = bus.declare(lambda message: None)
+    bus.record()
+    publish_once()
+    assert len(bus.queued(name)) == 1
+    relay.start()
+    eventually(lambda: broker.queue_depths([name]).get(name))
 
 
 def test_the_relay_publishes_once_the_broker_is_back(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from kombu.asynchronous import Hub
 from kombu.message import Message
 
 from cos_events import install, subscriber
-from cos_events.consumer import is_wake_up, may_queue
+from cos_events.consumer import DeliveryStep, is_wake_up, may_queue
 from cos_events.gathering import (
     MAX_AT_ONCE,
     TASK_SECONDS,
@@ -270,6 +272,43 @@ def test_a_time_limit_of_the_whole_application_keeps_messages_apart(
     task = declared.task  # type: ignore[attr-defined]
     task.app.conf.task_time_limit = 60
     assert not may_queue(made, task)
+
+
+class Worker:
+    """What of Celery's consumer the step uses; `ran` are the tasks that Celery was given."""
+
+    initial_prefetch_count = 0
+    timer = None
+
+    def __init__(self, app: Celery) -> None:
+        self.app, self.ran = app, list[Any]()
+        self.hub = Hub()
+        self.pool = SimpleNamespace(num_processes=1, limit=1)
+        self.controller = SimpleNamespace(max_concurrency=1)
+
+    def create_task_handler(self) -> Callable[[Any], None]:
+        return self.ran.append
+
+    def on_decode_error(self, message: Message, error: Exception) -> None:
+        raise error
+
+
+def test_copies_that_wait_for_celerys_rate_limit_hold_up_no_other_subscription(
+    declared: Callable[..., Subscriber],
+) -> None:
+    slow = declared(rate_limit="1/h").name
+    worker = Worker(declared.task.app)  # type: ignore[attr-defined]
+    plain = f"{slow}_plain"
+    subscriber(plain)(lambda _message: None)
+    worker.app.finalize()
+    step = DeliveryStep(worker)
+    on_message = worker.create_task_handler()
+    for name in (slow, slow, plain, plain):
+        on_message(Part(delivery_info={"routing_key": name, "redelivered": True}))  # type: ignore[arg-type] # a Message
+    worker.hub.run_once()
+    assert [each.headers["task"] for each in worker.ran] == [slow, slow, plain]
+    step.stop(worker)  # type: ignore[arg-type] # as much of it as is used
+    worker.hub.close()
 
 
 def wake_up(argument: Any, **headers: Any) -> Message:

@@ -10,12 +10,14 @@ from uuid import UUID
 import pytest
 from click.testing import Result
 from locks import waits_for_a_lock
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, delete, func, select
 
 from cos_events import broker, pause
-from cos_events.store import held, locks, outbox, removal
+from cos_events.errors import SubscriptionError
+from cos_events.store import held, locks, outbox, removal, subscriptions
 from cos_events.store.engine import wait_at_most
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.subscription import Subscription
 from cos_events.topology import declare, subscription_queue
 
 Cli = Callable[..., Result]
@@ -148,6 +150,28 @@ def test_what_an_interrupted_removal_left_is_removed_by_the_next(
     done = cli("subscriptions", "remove", removable, "-y", "--json")
     assert json.loads(done.stdout)["deliveries_dropped"] >= 1
     assert cli("subscriptions", "remove", removable, "-y").exit_code == 1
+
+
+def test_a_name_is_not_known_again_before_its_removal_has_ended(
+    removable: str, database: Engine, cli: Cli
+) -> None:
+    with database.begin() as connection:
+        removal.forget(connection, removable)
+    again = Subscription(removable)
+    with database.begin() as connection, pytest.raises(SubscriptionError, match="being removed"):
+        subscriptions.register(connection, [again])
+    assert cli("subscriptions", "remove", removable, "-y").exit_code == 0
+    with database.begin() as connection:
+        subscriptions.register(connection, [again])
+
+
+def test_what_is_known_again_loses_no_delivery_to_the_last_removal(
+    removable: str, database: Engine
+) -> None:
+    with database.begin() as connection:
+        assert removal.drop_deliveries(connection, removable, 10) == 0
+        connection.execute(delete(SubscriptionRow).where(SubscriptionRow.name == removable))
+        assert removal.drop_deliveries(connection, removable, 10) == 5
 
 
 def test_a_removal_lets_a_feeder_that_is_at_work_decide_to_hold(

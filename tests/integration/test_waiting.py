@@ -1,0 +1,172 @@
+"""Nobody who has a lock, or a row that others wait for, waits for a handler for long."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+from locks import waits_for_a_lock
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from cos_events import publisher as publishing
+from cos_events.broadcast import make_broadcaster, make_wire
+from cos_events.envelope import Envelope
+from cos_events.feeder import Feeder
+from cos_events.publisher import Publisher
+from cos_events.relay import Redelivery
+from cos_events.store import deliveries, held, locks, subscriptions
+from cos_events.store.engine import wait_at_most
+from cos_events.store.models import SubscriptionRow
+from cos_events.subscription import Subscription
+
+PATIENCE = 30.0
+
+
+@pytest.fixture
+def publisher(database: Engine, bus: Any) -> Iterator[Publisher]:
+    with closing(make_broadcaster()) as broadcaster:
+        yield Publisher(database, broadcaster)
+
+
+@contextmanager
+def handling(database: Engine, name: str, raw: str) -> Iterator[None]:
+    """A handler's transaction has this event's row while the body runs, and then fails."""
+    with Session(database) as session:
+        deliveries.settle(session, name, [Envelope.decode(raw).base_log_id], 1)
+        yield
+        session.rollback()
+
+
+def test_a_worker_that_makes_two_known_waits_for_a_lock_without_any_of_their_rows(
+    database: Engine, woken: list[list[int]], eventually: Callable[..., None]
+) -> None:
+    both = [Subscription("first"), Subscription("second")]
+
+    def register() -> None:
+        with database.begin() as connection:
+            subscriptions.register(connection, both)
+
+    register()
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as feeding:
+            locks.subscription(feeding, "second")
+            registered = pool.submit(register)
+            eventually(lambda: waits_for_a_lock(database))
+            with database.begin() as deciding:
+                wait_at_most(deciding, 5_000)
+                held.begin_to_hold(deciding, "first")
+        registered.result(PATIENCE)
+
+
+def test_a_publisher_holds_past_an_event_whose_handler_runs(
+    bus: Any, database: Engine, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = bus.declare(lambda message: None)
+    first, second = bus.record(n=1), bus.record(n=2)
+    with monkeypatch.context() as patch:
+        # It dies between the broker and the mark.
+        patch.setattr(publishing.outbox, "mark_published", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publisher.publish()
+    with database.begin() as connection:
+        held.begin_to_hold(connection, name)
+    with handling(database, name, first):
+        assert publisher.publish() == 2
+        assert bus.state(name, second) == "held"
+    assert bus.state(name, first) is None
+    bus.queued(name)
+    with closing(make_wire()) as wire:
+        sweep_until(Redelivery(database, wire, 0.1), lambda: bus.row(name, first))
+    assert bus.state(name, first) == "retrying"
+
+
+def test_the_relay_brings_history_only_past_events_whose_handlers_have_ended(
+    bus: Any, database: Engine, publisher: Publisher
+) -> None:
+    raw = bus.record(n=1)
+    name = bus.declare(lambda message: None, start_from="beginning")
+    publisher.publish()
+    with closing(make_wire()) as wire:
+        relay = Redelivery(database, wire, 60.0)
+        relay.sweep()
+        with handling(database, name, raw):
+            relay.sweep()
+            assert watermark(database, name) == 0
+        relay.sweep()
+        assert watermark(database, name) > 0
+        assert bus.state(name, raw) == "held"
+        bus.queued(name)
+        assert Feeder(database, wire, 10_000, again=60).sweep() == 1
+    assert bus.run_queued(name) == 1
+    assert bus.state(name, raw) == "delivered"
+
+
+def test_a_second_copy_of_an_event_that_runs_keeps_no_other_key_waiting(
+    bus: Any, database: Engine, publisher: Publisher
+) -> None:
+    runs, ends = threading.Event(), threading.Event()
+
+    def handle(message: Envelope, session: Session) -> None:
+        if message.data["key"] == "slow":
+            runs.set()
+            assert ends.wait(PATIENCE)
+
+    name = bus.declare(handle, order_by="data.key")
+    slow, other = bus.record(key="slow"), bus.record(key="other")
+    publisher.publish()
+    bus.queued(name)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first: Future[str] = pool.submit(bus.run, name, slow)
+            assert runs.wait(PATIENCE)
+            again = pool.submit(bus.run, name, slow)
+            assert bus.run(name, other) == "SUCCESS"
+            assert bus.state(name, other) == "delivered"
+            assert again.result(PATIENCE) == "RETRY"
+        finally:
+            ends.set()
+        assert first.result(PATIENCE) == "SUCCESS"
+    assert bus.row(name, slow).attempts == 1
+
+
+def test_a_retry_that_older_code_began_and_nobody_wants_any_more_is_dropped(
+    bus: Any, database: Engine, publisher: Publisher
+) -> None:
+    """As in a rolling deployment: the new worker is there, the old one has the event in hand."""
+
+    def fail(message: Envelope) -> None:
+        raise OSError("away")
+
+    name = bus.declare(fail, retry_backoff=False, default_retry_delay=0)
+    raw = bus.record()
+    publisher.publish()
+    narrower = Subscription(name, None, frozenset({"another_type"}))
+    with database.begin() as connection:
+        subscriptions.register(connection, [narrower])
+    bus.run_queued(name)
+    assert bus.state(name, raw) == "retrying"
+    bus.queued(name)
+    with closing(make_wire()) as wire:
+        sweep_until(Redelivery(database, wire, 0.1), lambda: bus.row(name, raw) is None)
+    assert bus.queued(name) == []
+
+
+def watermark(database: Engine, name: str) -> int:
+    with database.connect() as connection:
+        settled = select(SubscriptionRow.settled_through - SubscriptionRow.starts_after)
+        return connection.scalars(settled.where(SubscriptionRow.name == name)).one()
+
+
+def sweep_until(relay: Redelivery, done: Callable[[], object]) -> None:
+    turn = threading.Event()
+    for _ in range(int(PATIENCE / 0.1)):
+        relay.sweep()
+        if done():
+            return
+        turn.wait(0.1)
+    raise AssertionError("the relay did not see it")
