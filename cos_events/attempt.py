@@ -142,6 +142,7 @@ def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) 
 
     Raises:
         Unsuccessful: it returned False, or ended in another way that is no exception.
+        SystemExit: Celery's pool ends this process, by a signal: that is no failure.
         Exception: whatever it raised.
     """
     if not envelopes:
@@ -153,11 +154,22 @@ def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) 
         if inspect.isawaitable(result):
             result = _loop.get().run(_awaited(result))
     except SystemExit as error:
+        if _ends_the_process(error):
+            raise
         raise Unsuccessful(f"{subscriber.name} called sys.exit()") from error
     except asyncio.CancelledError as error:
         raise Unsuccessful(f"{subscriber.name} was cancelled") from error
     if result is False:
         raise Unsuccessful(f"{subscriber.name} returned False")
+
+
+def _ends_the_process(error: SystemExit) -> bool:
+    """Whether the pool raised this, in its handler of a signal; otherwise the code that it ran."""
+    raised = error.__traceback__
+    while raised is not None and raised.tb_next is not None:
+        raised = raised.tb_next
+    module = raised.tb_frame.f_globals.get("__name__", "") if raised is not None else ""
+    return str(module).startswith(("billiard.", "celery."))
 
 
 async def _awaited(result: Any) -> Any:

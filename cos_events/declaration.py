@@ -91,7 +91,7 @@ def subscriber(  # noqa: PLR0913 - what a subscription may ask for
     declared = Subscription(name, _names(modules), _names(event_types))
     _check(declared, batch_size, batch_timeout, order_by, start_from)
     outages = pause_on if isinstance(pause_on, tuple | list) else (pause_on,)
-    check_errors("pause_on", outages)
+    check_errors(f"{name}: pause_on", outages)
     order = None if order_by is None else Order(name, order_by)
 
     def declare(target: Declared) -> Declared:

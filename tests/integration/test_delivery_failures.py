@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import billiard.common
 import pytest
 from celery.exceptions import Ignore, Retry
 from sqlalchemy import Engine, create_engine, text
@@ -55,6 +57,22 @@ def test_every_way_to_fail_is_noted_and_tried_again(bus: Bus, handler: Callable[
     name, raw = bus.declare(handler, **AT_ONCE), bus.record()
     assert bus.run(name, raw) == "RETRY"
     assert (bus.row(name, raw).state, bus.row(name, raw).attempts) == ("retrying", 1)
+
+
+def test_a_child_that_its_pool_ends_by_a_signal_has_not_failed(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a worker is told a second time to stop."""
+    monkeypatch.setattr(billiard.common, "_should_have_exited", [False])
+    before = signal.signal(signal.SIGTERM, billiard.common._shutdown_cleanup)
+    try:
+        name = bus.declare(lambda message: signal.raise_signal(signal.SIGTERM), max_retries=0)
+        raw = bus.record()
+        with pytest.raises(SystemExit):
+            bus.run(name, raw)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert bus.row(name, raw) is None
 
 
 def test_a_retry_is_noted_and_a_copy_waits_for_its_time(

@@ -64,7 +64,7 @@ def nothing(_session: Session) -> None:
     pass
 
 
-@pytest.mark.parametrize("then", [Session.flush, Session.commit, nothing])
+@pytest.mark.parametrize("then", [Session.flush, nothing])
 def test_a_commit_that_brings_new_events_waits_for_the_disk_itself(
     bus: Bus, at_commit: list[str], then: Callable[[Session], None]
 ) -> None:
