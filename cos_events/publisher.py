@@ -73,8 +73,9 @@ class Publisher:
                 batch = [each.continuing(spans[each.traceparent].traceparent) for each in batch]
                 # Read each time: a copy would leave a new subscription's first events to the relay.
                 recipients = subscriptions.load(connection)
-                self._broadcaster.broadcast(batch, recipients)
+                # First: a batch that fails may be in some queues already, and comes again.
                 self._room.spend(batch, recipients)
+                self._broadcaster.broadcast(batch, recipients)
                 published = [pending.id for pending in batch]
                 holding = [each for each in recipients if each.holding]
                 if holding:

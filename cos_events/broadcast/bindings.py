@@ -21,24 +21,35 @@ class Bindings:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
-        self._done: set[tuple[str, Recipient | None]] = set()
+        self._usable: dict[str, bool] = {}
+        self._done: set[tuple[str, Recipient]] = set()
 
     def see_to(self, modules: Iterable[str], recipients: Sequence[Recipient]) -> None:
         """Bring the exchanges of these modules, and what is bound to them, up to date."""
         for module in modules:
-            self._once(module, None)
+            if module not in self._usable:
+                self._usable[module] = self._make_exchange(module)
+            if not self._usable[module]:
+                continue
             for recipient in recipients:
-                if recipient.modules is None or module in recipient.modules:
-                    self._once(module, recipient)
+                wanted = recipient.modules is None or module in recipient.modules
+                if wanted and (module, recipient) not in self._done:
+                    self._bind(module, recipient)
+                    self._done.add((module, recipient))
 
-    def _once(self, module: str, recipient: Recipient | None) -> None:
-        if (module, recipient) in self._done:
-            return
-        if recipient is None:
-            declare(self._connection, [fanout_exchange(module)])
-        else:
-            self._bind(module, recipient)
-        self._done.add((module, recipient))
+    def _make_exchange(self, module: str) -> bool:
+        """Whether it is there, as it should be."""
+        exchange = fanout_exchange(module)
+        try:
+            declare(self._connection, [exchange])
+        except self._connection.channel_errors as error:
+            # One exchange that somebody made otherwise must not stop all the others.
+            logger.error(  # noqa: TRY400
+                "exchange %s cannot be used: %s; delete it; the relay brings its events meanwhile",
+                *(exchange.name, error),
+            )
+            return False
+        return True
 
     def _bind(self, module: str, recipient: Recipient) -> None:
         queue = subscription_queue(

@@ -238,6 +238,29 @@ def test_a_deleted_exchange_is_made_again_by_the_second_send_at_the_latest(
     assert queued(wanting.name) == texts([first, second])
 
 
+def test_an_exchange_that_somebody_made_otherwise_stops_no_other_module(
+    rabbitmq_url: str,
+    environment: Callable[..., None],
+    unique: Callable[[str], str],
+    clean_queues: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    environment(broker_url=rabbitmq_url)
+    spoilt, healthy, name = unique("wire"), unique("wire"), unique("sub")
+    clean_queues.append(name)
+    with broker.connect() as connection, connection.channel() as channel:
+        channel.exchange_declare(channel_name(spoilt), "direct", durable=True, auto_delete=False)
+    good = events(healthy, 1)
+    with closing(RabbitMQWire()) as wire:
+        for _ in range(2):
+            wire.send(events(spoilt, 1) + good, [Recipient(name, None)])
+    assert queued(name) == 2 * texts(good)
+    (said,) = [each.message for each in caplog.records if "cannot be used" in each.message]
+    assert said.startswith(f"exchange {channel_name(spoilt)} cannot be used: ")
+    for each in (spoilt, healthy):
+        delete_exchange(each)
+
+
 def test_of_a_batch_only_the_confirms_are_waited_for(
     rabbitmq_url: str,
     environment: Callable[..., None],

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from cos_events import broker, record_event
-from cos_events.broadcast import BrokerWire, make_broadcaster, make_wire
+from cos_events.broadcast import Broadcaster, BrokerWire, make_broadcaster, make_wire
 from cos_events.envelope import Envelope
 from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder
@@ -230,6 +230,8 @@ class _Refusing:
     def send_to_queue(self, *_: object) -> None:
         raise BroadcastError("away")
 
+    broadcast = send_to_queue
+
 
 def test_what_the_broker_does_not_take_is_held_as_before(
     database: Engine, name: str, publish: Callable[[], int], take: Callable[[], list[int]]
@@ -242,6 +244,17 @@ def test_what_the_broker_does_not_take_is_held_as_before(
     with pytest.raises(BroadcastError):
         Feeder(database, refusing, DEPTH, again=60).sweep()
     assert states(database) == before
+
+
+def test_a_batch_that_failed_counts_as_sent_where_depths_are_watched(
+    database: Engine, name: str
+) -> None:
+    record(database, 5)
+    room = QueueRoom(DEPTH, MARGIN)
+    refusing: Broadcaster = _Refusing()  # type: ignore[assignment]
+    with pytest.raises(BroadcastError):
+        Publisher(database, refusing, room).publish()
+    assert room.unknown() == [name]
 
 
 def test_two_feeders_hand_nothing_over_twice_and_do_not_overfill_the_queue(
