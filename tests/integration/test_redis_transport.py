@@ -234,6 +234,14 @@ def test_garbage_that_a_killed_worker_had_noted_comes_again(
     assert sorted(bytes(each.body) for each in worker.messages) == sorted(GARBAGE)
 
 
+def fire_until_acknowledged(hub: Hub, redis: Redis) -> None:
+    deadline = time.monotonic() + 60
+    while redis.hlen("unacked") and time.monotonic() < deadline:
+        time.sleep(GATHER_SECONDS)
+        hub.fire_timers()
+    assert redis.hlen("unacked") == 0
+
+
 def test_in_a_workers_loop_acknowledgements_go_together_and_soon(
     url: str, redis: Redis, receiver: Callable[..., Receiver]
 ) -> None:
@@ -245,11 +253,7 @@ def test_in_a_workers_loop_acknowledgements_go_together_and_soon(
     for message in worker.messages:
         message.ack()
     assert redis.hlen("unacked") == 10
-    deadline = time.monotonic() + 60
-    while redis.hlen("unacked") and time.monotonic() < deadline:
-        time.sleep(GATHER_SECONDS)
-        hub.fire_timers()
-    assert redis.hlen("unacked") == 0
+    fire_until_acknowledged(hub, redis)
     hub.close()
 
 
@@ -272,11 +276,7 @@ def test_acknowledgements_that_redis_refused_are_sent_again(
         assert redis.hlen("unacked") == 3
     finally:
         redis.config_set("min-replicas-to-write", 0)
-    deadline = time.monotonic() + 60
-    while redis.hlen("unacked") and time.monotonic() < deadline:
-        time.sleep(GATHER_SECONDS)
-        hub.fire_timers()
-    assert redis.hlen("unacked") == 0
+    fire_until_acknowledged(hub, redis)
     hub.close()
 
 
