@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
+from traceback import walk_tb
 from typing import Any
 from uuid import UUID
 
@@ -165,11 +166,8 @@ def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) 
 
 def _ends_the_process(error: SystemExit) -> bool:
     """Whether the pool raised this, in its handler of a signal; otherwise the code that it ran."""
-    raised = error.__traceback__
-    while raised is not None and raised.tb_next is not None:
-        raised = raised.tb_next
-    module = raised.tb_frame.f_globals.get("__name__", "") if raised is not None else ""
-    return str(module).startswith(("billiard.", "celery."))
+    *_, (frame, _line) = walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith(("billiard.", "celery."))
 
 
 async def _awaited(result: Any) -> Any:

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -155,17 +156,15 @@ class DeliveryStep(bootsteps.StartStopStep):
         self._gatherings = {
             each.name: self._gather(each, run, queueing) for each in self._subscribers.values()
         }
+        singly = partial(Batching, run=run, timer=consumer.timer, size=1, timeout=0)
         wake_ups: Batching | Lane
         redelivered: Batching | Lane
         if queueing:
             wake_ups, redelivered = queueing.lane(wake_up_of), queueing.lane(delivery_of, most=1)
         else:
-            wake_ups, redelivered = (
-                Batching(merge, run, consumer.timer, size=1, timeout=0)
-                for merge in (wake_up_of, delivery_of)
-            )
+            wake_ups, redelivered = singly(wake_up_of), singly(delivery_of)
         # What waits for Celery's own limit would hold the lane's place in line for the others.
-        limited = Batching(delivery_of, run, consumer.timer, size=1, timeout=0)
+        limited = singly(delivery_of)
         lanes = {
             each: limited if self._is_rate_limited(each) else redelivered
             for each in self._gatherings

@@ -176,21 +176,18 @@ class Relay:
         redelivery = Redelivery(engine, wire, settings.redeliver_after)
         retention = Retention(engine, settings.retain_for)
         # Each with its own breaker: where one always fails, the others go on.
-        sweeps = [
-            (sweep, CircuitBreaker(f"the relay's {what}", reset_after=5.0))
-            for what, sweep in (
-                ("publishing", self._publish),
-                ("retention", retention.sweep),
-                ("feeding", feeder.sweep),
-                ("redelivery", redelivery.sweep),
-            )
-        ]
+        sweeps: dict[str, Callable[[], int]] = {
+            "publishing": self._publish,
+            "retention": retention.sweep,
+            "feeding": feeder.sweep,
+            "redelivery": redelivery.sweep,
+        }
+        breakers = {what: CircuitBreaker(f"the relay's {what}", reset_after=5.0) for what in sweeps}
         pause = self._interval
         while not self._stopping.wait(pause):
-            moved = {sweep: _swept(sweep, breaker) for sweep, breaker in sweeps}
+            moved = {what: _swept(sweep, breakers[what]) for what, sweep in sweeps.items()}
             # A queue that drains quickly would run dry until the next sweep.
-            fed = moved[feeder.sweep]
-            pause = min(self._interval, FEEDING_INTERVAL) if fed else self._interval
+            pause = min(self._interval, FEEDING_INTERVAL) if moved["feeding"] else self._interval
 
     def _publish(self) -> int:
         published = 0

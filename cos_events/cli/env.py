@@ -26,8 +26,11 @@ def command(as_json: bool) -> None:
             "start it first, or name its folder by COS_EVENTS_HOME"
         )
     settings = get_settings()
-    urls = {name: getattr(settings, name.lower()) for name in ("DATABASE_URL", "REDIS_URL")}
-    urls["BROKER_URL"] = settings.broker_url
+    urls = {
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "BROKER_URL": settings.broker_url,
+    }
     if as_json:
         print_json(urls)
     else:

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Function, func, select, text
 from sqlalchemy.exc import OperationalError
 
+from cos_events.store.engine import wait_at_most
+
 HANDLER_TIMEOUT_MS = 50
 """Milliseconds that a sweep, or a publisher, waits for a handler that holds an event's row."""
 
@@ -100,7 +102,7 @@ def in_bounded_time(connection: Connection) -> Iterator[None]:
         OperationalError: a handler holds it; nothing of this was written.
     """
     with connection.begin_nested():
-        connection.execute(text(f"SET LOCAL lock_timeout = {HANDLER_TIMEOUT_MS}"))
+        wait_at_most(connection, HANDLER_TIMEOUT_MS)
         yield
         connection.execute(text("SET LOCAL lock_timeout TO DEFAULT"))
 

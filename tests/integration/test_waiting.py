@@ -64,7 +64,11 @@ def test_a_worker_that_makes_two_known_waits_for_a_lock_without_any_of_their_row
 
 
 def test_a_publisher_holds_past_an_event_whose_handler_runs(
-    bus: Any, database: Engine, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+    bus: Any,
+    database: Engine,
+    publisher: Publisher,
+    eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name = bus.declare(lambda message: None)
     first, second = bus.record(n=1), bus.record(n=2)
@@ -81,7 +85,8 @@ def test_a_publisher_holds_past_an_event_whose_handler_runs(
     assert bus.state(name, first) is None
     bus.queued(name)
     with closing(make_wire()) as wire:
-        sweep_until(Redelivery(database, wire, 0.1), lambda: bus.row(name, first))
+        relay = Redelivery(database, wire, 0.1)
+        eventually(lambda: relay.sweep() and bus.row(name, first))
     assert bus.state(name, first) == "retrying"
 
 
@@ -135,7 +140,7 @@ def test_a_second_copy_of_an_event_that_runs_keeps_no_other_key_waiting(
 
 
 def test_a_retry_that_older_code_began_and_nobody_wants_any_more_is_dropped(
-    bus: Any, database: Engine, publisher: Publisher
+    bus: Any, database: Engine, publisher: Publisher, eventually: Callable[..., None]
 ) -> None:
     """As in a rolling deployment: the new worker is there, the old one has the event in hand."""
 
@@ -152,7 +157,8 @@ def test_a_retry_that_older_code_began_and_nobody_wants_any_more_is_dropped(
     assert bus.state(name, raw) == "retrying"
     bus.queued(name)
     with closing(make_wire()) as wire:
-        sweep_until(Redelivery(database, wire, 0.1), lambda: bus.row(name, raw) is None)
+        relay = Redelivery(database, wire, 0.1)
+        eventually(lambda: relay.sweep() == 0 and bus.row(name, raw) is None)
     assert bus.queued(name) == []
 
 
@@ -160,13 +166,3 @@ def watermark(database: Engine, name: str) -> int:
     with database.connect() as connection:
         settled = select(SubscriptionRow.settled_through - SubscriptionRow.starts_after)
         return connection.scalars(settled.where(SubscriptionRow.name == name)).one()
-
-
-def sweep_until(relay: Redelivery, done: Callable[[], object]) -> None:
-    turn = threading.Event()
-    for _ in range(int(PATIENCE / 0.1)):
-        relay.sweep()
-        if done():
-            return
-        turn.wait(0.1)
-    raise AssertionError("the relay did not see it")

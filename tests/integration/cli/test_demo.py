@@ -25,6 +25,7 @@ from cos_events.settings import mask
 
 Program = Callable[..., subprocess.Popen[str]]
 NO_SERVERS = {"REDIS_URL": "redis://127.0.0.1:1/0", "unset": ("DATABASE_URL", "BROKER_URL")}
+FREE_PORTS = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
 SOMEBODYS = {
     "DATABASE_URL": "postgresql://127.0.0.1:1/theirs",
     "BROKER_URL": "amqp://127.0.0.1:1//",
@@ -226,8 +227,7 @@ def test_ctrl_c_ends_up_while_it_starts(
     sign: str | None, program: Program, place: Path, eventually: Callable[..., None]
 ) -> None:
     log = place / "up.log"
-    ports = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
-    up = program("up", log=log, **NO_SERVERS, **ports, COS_EVENTS_HOME=str(place / "home"))
+    up = program("up", log=log, **NO_SERVERS, **FREE_PORTS, COS_EVENTS_HOME=str(place / "home"))
     eventually(lambda: sign in log.read_text() if sign else (place / "home").exists())
     up.send_signal(signal.SIGINT)
     assert up.wait(60) == 0
@@ -241,9 +241,8 @@ def test_ctrl_c_ends_up_while_it_starts(
 def test_up_names_the_setting_of_a_port_in_use_and_starts_nothing(
     setting: str, run_program: Callable[..., subprocess.CompletedProcess[str]], place: Path
 ) -> None:
-    ports = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports[setting] = str(taken.getsockname()[1])
+        ports = FREE_PORTS | {setting: str(taken.getsockname()[1])}
         ended = run_program("up", **NO_SERVERS, **ports, COS_EVENTS_HOME=str(place / "home"))
     assert ended.returncode == 1
     assert f"{setting}: nothing can listen on 127.0.0.1:{ports[setting]}" in ended.stderr
@@ -265,9 +264,8 @@ def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
     run_program: Callable[..., subprocess.CompletedProcess[str]],
     eventually: Callable[..., None],
 ) -> None:
-    ports = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
     metrics = f"127.0.0.1:{free_port()}"
-    here = NO_SERVERS | ports | {"COS_EVENTS_HOME": str(place / "home")}
+    here = NO_SERVERS | FREE_PORTS | {"COS_EVENTS_HOME": str(place / "home")}
     log, worker_log = place / "up.log", place / "worker.log"
     up = program("up", log=log, COS_EVENTS_METRICS_LISTEN=metrics, **here)
     eventually(lambda: "\nready; " in log.read_text() or up.poll() is not None)

@@ -145,18 +145,21 @@ def test_what_an_interrupted_removal_left_is_removed_by_the_next(
     removable: str, database: Engine, add_event: AddEvent, cli: Cli
 ) -> None:
     add_event(published=60, **{removable: "delivered"})
-    with database.begin() as connection:
-        removal.forget(connection, removable)
+    forget(database, removable)
     done = cli("subscriptions", "remove", removable, "-y", "--json")
     assert json.loads(done.stdout)["deliveries_dropped"] >= 1
     assert cli("subscriptions", "remove", removable, "-y").exit_code == 1
 
 
+def forget(database: Engine, name: str) -> None:
+    with database.begin() as connection:
+        removal.forget(connection, name)
+
+
 def test_a_name_is_not_known_again_before_its_removal_has_ended(
     removable: str, database: Engine, cli: Cli
 ) -> None:
-    with database.begin() as connection:
-        removal.forget(connection, removable)
+    forget(database, removable)
     again = Subscription(removable)
     with database.begin() as connection, pytest.raises(SubscriptionError, match="being removed"):
         subscriptions.register(connection, [again])
@@ -177,14 +180,10 @@ def test_what_is_known_again_loses_no_delivery_to_the_last_removal(
 def test_a_removal_lets_a_feeder_that_is_at_work_decide_to_hold(
     removable: str, database: Engine, eventually: Callable[..., None]
 ) -> None:
-    def forget() -> None:
-        with database.begin() as connection:
-            removal.forget(connection, removable)
-
     with ThreadPoolExecutor(1) as pool:
         with database.begin() as feeding:
             locks.subscription(feeding, removable)
-            forgotten = pool.submit(forget)
+            forgotten = pool.submit(forget, database, removable)
             eventually(lambda: waits_for_a_lock(database))
             # Over a second connection, as the feeder does: PostgreSQL sees no circle in that.
             with database.begin() as deciding:
@@ -199,14 +198,10 @@ def test_a_removal_waits_for_publishers_that_know_of_the_subscription(
 ) -> None:
     add_event()
 
-    def forget() -> None:
-        with database.begin() as connection:
-            removal.forget(connection, removable)
-
     with ThreadPoolExecutor(1) as pool:
         with database.begin() as publishing:
             assert outbox.claim(publishing, 10)
-            forgotten = pool.submit(forget)
+            forgotten = pool.submit(forget, database, removable)
             eventually(lambda: waits_for_a_lock(database))
             assert not forgotten.done()
         forgotten.result(timeout=30)
