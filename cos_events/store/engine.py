@@ -197,7 +197,10 @@ def explained() -> Iterator[None]:
 
 
 def wait_at_most(connection: Connection, milliseconds: int) -> None:
-    """Bound the wait for a locked row, until the transaction or its SAVEPOINT ends."""
+    """Bound the wait for a locked row until the transaction ends, or its SAVEPOINT is rolled back.
+
+    A SAVEPOINT that is released leaves the bound in force.
+    """
     connection.execute(text(f"SET LOCAL lock_timeout = {int(milliseconds)}"))
 
 
