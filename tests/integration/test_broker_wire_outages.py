@@ -188,7 +188,8 @@ def test_a_broker_lost_after_a_send_is_an_error_in_bounded_time_and_then_works_a
         fails_in_time(wire, [event(wanting, 3)], wanting)
     last = event(wanting, 4)
     wire.send([last], [wanting])
-    assert queued(wanting.name)[-1] == last.envelope
+    # Not the newest one: what a frozen broker was sent before may reach it after this.
+    assert last.envelope in queued(wanting.name)
 
 
 @pytest.mark.parametrize("kind", ["away", "frozen"])
@@ -199,7 +200,7 @@ def test_a_wire_made_while_its_broker_is_lost_works_once_it_is_there(
         fails_in_time(wire, [event(wanting, 1)], wanting)
     last = event(wanting, 2)
     wire.send([last], [wanting])
-    assert queued(wanting.name)[-1] == last.envelope
+    assert last.envelope in queued(wanting.name)
 
 
 def test_a_batch_larger_than_any_socket_buffer_fails_in_bounded_time_on_a_frozen_broker(
