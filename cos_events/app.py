@@ -119,7 +119,7 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
     if not is_installed(app):
         return
     rabbitmq = broker.on_rabbitmq()
-    queues = [publish_queue()]
+    queues = [publish_queue(rabbitmq=rabbitmq)]
     # Publishers bind them to their modules: they know which are holding.
     queues += [subscription_queue(each, (), rabbitmq=rabbitmq) for each in subscribers_of(app)]
     consumed: list[str] | None = str_to_list(options.get("queues"))  # type: ignore[arg-type] # or None

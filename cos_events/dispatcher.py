@@ -137,7 +137,7 @@ class PublishTaskSender:
     def __init__(self) -> None:
         self._connection: Any = None
         self._producer: Any = None
-        self._queue = publish_queue()
+        self._queue = publish_queue(rabbitmq=broker.on_rabbitmq())
         self._room = 0
 
     def __call__(self, ids: list[int]) -> None:

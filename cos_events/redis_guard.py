@@ -30,7 +30,8 @@ from cos_events.redis_message import RedisMessage
 
 def guard(channel: Any) -> None:
     """Let this channel of Kombu's Redis transport outlive garbage, and a lost connection."""
-    _receive_garbage(channel)
+    if not getattr(channel, "receives_garbage", False):
+        _receive_garbage(channel)
     _close_without_connection(channel)
 
 

@@ -11,12 +11,15 @@ For any Celery application: import this module, and give `broker_url` the scheme
 `ssl_cert_reqs` a TLS server's certificate is checked. Sentinel and Cluster are refused.
 
 What is popped is noted among the unacknowledged in the same script, so that a killed worker loses
-none of it; but for the first message of a fetch, which BRPOP takes, as with Kombu's own.
+none of it; but for the first message of a fetch, which BRPOP takes, as with Kombu's own. A worker
+that acknowledges nothing of what it consumes takes up to `MAX_FETCH` messages in one trip (BLMPOP,
+since Redis 7; it falls back to BRPOP).
 
-Private of Kombu is what this stands on: `Channel._brpop_read` and what it uses (`_queue_cycle`,
-`_in_poll`, `_flush_brpop_reauth`, `_closing`), `QoS.unacked_key` and `unacked_index_key`,
-`conn_or_acquire`, `_disconnect_pools`, and that `QoS.restore_by_tag` reads `[message, exchange,
-routing key]`. Tests run each of them on a real server.
+Private of Kombu is what this stands on: `Channel._brpop_start` and `_brpop_read` and what they use
+(`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, `_flush_brpop_reauth`, `_closing`),
+`QoS.unacked_key` and `unacked_index_key`, `conn_or_acquire`, `_disconnect_pools`, and that
+`QoS.restore_by_tag` reads `[message, exchange, routing key]`. Tests run each of them on a real
+server.
 """
 
 from __future__ import annotations
@@ -175,10 +178,16 @@ class Channel(_redis.Channel):  # type: ignore[misc]
     """Fetches what waits, through one client."""
 
     QoS = QoS
+    receives_garbage = True
+    """What is no message of Kombu's is delivered as one, with its bytes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._shared: Any = None
         self._to_acknowledge: set[str] = set()
+        self.no_ack_consumers: set[str] = set()
+        """Tags of consumers whose messages Kombu lets be acknowledged without a word."""
+        self._pops_many = True
+        self._command = "BRPOP"
         self.rest: list[tuple[str, dict[str, Any]]] = []
         """What was fetched and is still to be delivered, the last first, with its queue."""
         self._tag_prefix = f"{uuid()}."
@@ -210,11 +219,39 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             self._take = self._shared.register_script(_TAKE)
         return self._shared
 
-    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+    def basic_consume(
+        self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
+    ) -> Any:
         """Start to consume a queue."""
-        no_ack = args[0] if args else kwargs.get("no_ack")
         (self._to_acknowledge.discard if no_ack else self._to_acknowledge.add)(queue)
-        return super().basic_consume(queue, *args, **kwargs)
+        (self.no_ack_consumers.add if no_ack else self.no_ack_consumers.discard)(consumer_tag)
+
+        def tagged(message: Any) -> Any:
+            message.delivery_info["consumer_tag"] = consumer_tag
+            return callback(message)
+
+        return super().basic_consume(
+            queue, no_ack, tagged if no_ack else callback, consumer_tag, **kwargs
+        )
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        # Only a worker's loop: anyone else may take one message, and leave the others to the next.
+        is_worker = getattr(self.connection, "loop", None) is not None
+        if not (is_worker and self._pops_many) or self._to_acknowledge or self.global_keyprefix:
+            self._command = "BRPOP"
+            super()._brpop_start(timeout)
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        keys = [self._q_for_pri(each, step) for step in self.priority_steps for each in queues]
+        if not keys:
+            return
+        self._command = "BLMPOP"
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        seconds = timeout or self.brpop_timeout or 0
+        self.client.connection.send_command(
+            *("BLMPOP", seconds, len(keys), *keys, "RIGHT", "COUNT", MAX_FETCH)
+        )
 
     def close(self) -> None:
         """Acknowledge what is done, and put back what is not."""
@@ -230,16 +267,27 @@ class Channel(_redis.Channel):  # type: ignore[misc]
     def _brpop_read(self, **options: Any) -> bool:
         try:
             try:
-                reply = self.client.parse_response(self.client.connection, "BRPOP", **options)
+                reply = self.client.parse_response(self.client.connection, self._command, **options)
             except self.connection_errors:
                 self.client.connection.disconnect()
                 raise
+            except ResponseError:
+                if self._command == "BRPOP":
+                    raise
+                # Redis 6 does not know it, or this user may not; if it is something else, BRPOP
+                # will say so.
+                self._pops_many = False
+                reply = None
             if not reply:
                 raise Empty
-            key, item = reply
+            key, items = reply if self._command == "BLMPOP" else (reply[0], reply[1:])
             queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            self.rest = [(queue, each) for each in reversed(self._fetch(key, queue, item))]
+            if self._closing and self._command == "BLMPOP":
+                self._client().rpush(key, *reversed(items))
+                raise Empty
+            fetched = [each for item in items for each in self._fetch(key, queue, item)]
+            self.rest = [(queue, each) for each in reversed(fetched)]
             self._deliver_rest()
             return True
         finally:

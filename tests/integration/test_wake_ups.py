@@ -22,7 +22,7 @@ def queue(
     """A publish queue of the test's own, full at ten, looked at after four."""
     name = unique("publish")
     clean_queues.append(name)
-    monkeypatch.setattr(dispatcher, "publish_queue", lambda: Queue(name, Exchange(""), name))
+    monkeypatch.setattr(dispatcher, "publish_queue", lambda **_: Queue(name, Exchange(""), name))
     monkeypatch.setattr(dispatcher, "MAX_QUEUED", 10)
     monkeypatch.setattr(dispatcher, "LOOK_EVERY", 4)
     return name

@@ -1,0 +1,135 @@
+"""What is consumed without acknowledgement, by our transport alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from inbox import PATIENCE, Connect, Inbox, send, wait_until
+from kombu import Connection, Queue
+from kombu.asynchronous import Hub
+from redis import Redis
+
+
+@pytest.fixture
+def scheme() -> str:
+    return "redis-batch"
+
+
+@pytest.fixture(params=[""], ids=["plain"])
+def prefix() -> str:
+    return ""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    made = Hub()
+    yield made
+    made.close()
+
+
+def in_loop(inbox: Inbox, hub: Hub) -> Inbox:
+    """The same, as a worker's."""
+    inbox.channel.connection.register_with_event_loop(inbox.connection.connection, hub)
+    return inbox
+
+
+def received(inbox: Inbox, hub: Hub, count: int = 1) -> list[object]:
+    wait_until(lambda: len(inbox.messages) >= count, hub.run_once)
+    return inbox.bodies()
+
+
+def asked(inbox: Inbox, hub: Hub) -> None:
+    """Let it wait for messages."""
+    wait_until(lambda: inbox.channel._in_poll, hub.run_once)
+
+
+def test_in_a_workers_loop_all_that_waits_comes_in_one_trip_and_in_order(
+    connection: Connection, hub: Hub
+) -> None:
+    send(connection, "q", *range(30))
+    inbox = in_loop(Inbox(connection, "q", no_ack=True), hub)
+    assert received(inbox, hub) == list(range(30))
+
+
+def test_what_is_urgent_comes_first_and_no_queue_is_forgotten(
+    connection: Connection, hub: Hub
+) -> None:
+    send(connection, "q", "later", priority=6)
+    send(connection, "q", "first")
+    send(connection, "other", "too")
+    inbox = in_loop(Inbox(connection, "q", "other", no_ack=True), hub)
+    found = received(inbox, hub, 3)
+    assert sorted(map(str, found)) == ["first", "later", "too"]
+    assert found.index("first") < found.index("later")
+
+
+def test_to_acknowledge_it_all_the_same_does_nothing(
+    connection: Connection, hub: Hub, redis: Redis
+) -> None:
+    send(connection, "q", 1)
+    inbox = in_loop(Inbox(connection, "q", no_ack=True), hub)
+    received(inbox, hub)
+    inbox.ack_all()
+    assert redis.hlen("unacked") == 0
+    assert not inbox.channel.qos._acknowledged
+
+
+def test_a_queue_with_acknowledgements_beside_it_keeps_them(
+    connection: Connection, hub: Hub, redis: Redis
+) -> None:
+    send(connection, "q", 1, 2)
+    send(connection, "kept", 3, 4)
+    inbox = in_loop(Inbox(connection, "q", no_ack=True), hub)
+    inbox.consumer.no_ack = False
+    inbox.consumer.add_queue(Queue("kept"))
+    inbox.consumer.consume()
+    assert sorted(received(inbox, hub, 4)) == [1, 2, 3, 4]  # type: ignore[type-var]
+    assert redis.hlen("unacked") == 2
+
+
+def test_outside_of_a_loop_one_comes_and_the_others_are_left_to_the_next(
+    connection: Connection, redis: Redis
+) -> None:
+    send(connection, "q", *range(5))
+    inbox = Inbox(connection, "q", no_ack=True)
+    connection.drain_events(timeout=PATIENCE)
+    assert inbox.bodies() == [0]
+    assert redis.llen("q") == 4
+
+
+def test_what_comes_while_the_worker_ends_is_put_back_in_order(
+    connect: Connect, hub: Hub, redis: Redis
+) -> None:
+    send(connect(), "q", *range(3))
+    waiting = redis.lrange("q", 0, -1)
+    redis.delete("q")
+    inbox = in_loop(Inbox(connect(), "q", no_ack=True), hub)
+    asked(inbox, hub)
+    redis.rpush("q", *waiting)
+    inbox.channel.close()
+    assert inbox.messages == []
+    assert Inbox(connect(), "q").receive(3) == [0, 1, 2]
+
+
+def test_a_redis_that_lacks_the_command_is_asked_for_one_at_a_time(
+    connection: Connection, connect: Connect, hub: Hub, redis: Redis
+) -> None:
+    send(connection, "q", *range(3))
+    redis.acl_setuser(
+        "plain",
+        enabled=True,
+        passwords=["+x"],
+        keys=["*"],
+        channels=["*"],
+        categories=["+@all"],
+        commands=["-blmpop"],
+    )
+    try:
+        plain = connect()
+        plain.userid, plain.password = "plain", "x"
+        inbox = in_loop(Inbox(plain, "q", no_ack=True), hub)
+        assert received(inbox, hub, 3) == [0, 1, 2]
+        plain.release()
+    finally:
+        redis.acl_deluser("plain")
