@@ -46,6 +46,8 @@ def make_engine(url: str, **options: Any) -> Engine:
     # Whatever the server's default: a statement has to see what was committed before it, or the
     # relay's watermark and the order of events would rely on what they cannot see.
     options.setdefault("isolation_level", "READ COMMITTED")
+    # The last one used: its server process has its caches warm.
+    options.setdefault("pool_use_lifo", True)
     engine = create_engine(
         url, hide_parameters=True, connect_args={"connect_timeout": CONNECT_TIMEOUT}, **options
     )
