@@ -1,8 +1,9 @@
-"""The publish task: claim, broadcast, mark."""
+"""The publish task: claim and mark, broadcast, commit."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -52,7 +53,8 @@ class Publisher:
         """Publish one batch, in one transaction that holds its rows.
 
         Two publishers never broadcast one row twice, unless one died in between: the row is
-        locked until it is marked. A failure leaves the rows as they were; nothing is used up.
+        locked until its mark is committed. A failure leaves the rows as they were; nothing is used
+        up.
 
         Args:
             ids: only these outbox rows; None for the oldest that wait.
@@ -65,7 +67,10 @@ class Publisher:
             BroadcastError: the broker did not take them.
         """
         self._hold_full_queues()
+        # Before anything is written: while the broker is away no row is marked in vain.
+        self._broadcaster.open()
         with self._engine.begin() as connection:
+            claimed_at = time.monotonic()
             batch = outbox.claim(connection, limit, ids)
             if not batch:
                 return 0
@@ -76,15 +81,15 @@ class Publisher:
                 # First: a batch that fails may be in some queues already, and comes again.
                 self._room.spend(batch, recipients)
                 self._broadcaster.broadcast(batch, recipients)
-                published = [pending.id for pending in batch]
                 holding = [each for each in recipients if each.holding]
                 if holding:
                     # What a handler has at this moment is not held: the relay looks after it.
                     locks.write_past_handlers(
-                        connection, published, partial(_hold, connection, holding)
+                        connection,
+                        [pending.id for pending in batch],
+                        partial(_hold, connection, holding),
                     )
-                ages = outbox.mark_published(connection, published)
-        _count(batch, ages, holding)
+        _count(batch, time.monotonic() - claimed_at, holding)
         return len(batch)
 
     def _hold_full_queues(self) -> None:
@@ -105,9 +110,7 @@ def _hold(connection: Connection, holding: Iterable[Recipient], ids: Sequence[in
     held.hold(connection, names, OutboxRow.id == func.any(list(ids)))
 
 
-def _count(
-    batch: Sequence[Pending], ages: Iterable[tuple[str, float]], holding: Iterable[Recipient]
-) -> None:
+def _count(batch: Sequence[Pending], since: float, holding: Iterable[Recipient]) -> None:
     kinds = Counter((each.source_module, each.event_type) for each in batch)
     for (module, event_type), events in kinds.items():
         telemetry.count(names.PUBLISHED, module, by=events)
@@ -115,8 +118,8 @@ def _count(
             if each.wants(module, event_type):
                 telemetry.count(names.HELD, module, each.name, by=events)
     latencies = defaultdict(list)
-    for module, age in ages:
-        latencies[module].append(age)
+    for each in batch:
+        latencies[each.source_module].append(each.waited + since)
     for module, seconds in latencies.items():
         telemetry.observe(names.PUBLISH_LATENCY, module, seconds=seconds)
 

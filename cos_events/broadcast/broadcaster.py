@@ -26,6 +26,14 @@ class Broadcaster:
         self._broker = broker_wire
         self._channel = channel
 
+    def open(self) -> None:
+        """Connect to the broker, if it is not.
+
+        Raises:
+            BroadcastError: it does not answer.
+        """
+        self._broker.open()
+
     def broadcast(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """Send a batch of envelopes.
 

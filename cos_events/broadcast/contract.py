@@ -33,6 +33,14 @@ class BrokerWire(Protocol):
     Not thread-safe: one wire a thread. Connects on first use and again after a failure.
     """
 
+    def open(self) -> None:
+        """Connect now, unless it is; a connection that was lost since is not noticed.
+
+        Raises:
+            BroadcastError: the broker does not answer. Raised within a bounded time.
+        """
+        ...
+
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """Put each envelope on its module's exchange and into each wanting subscription's queue.
 

@@ -44,6 +44,12 @@ class RabbitMQWire:
         self._unsent = bytearray()
         self._refused = False
 
+    def open(self) -> None:
+        """As the contract says."""
+        if self._channel is None:
+            with self._confirmed("a connection"):
+                pass
+
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """As the contract says."""
         with self._confirmed("the batch"):

@@ -40,6 +40,12 @@ class RedisWire:
     def __init__(self) -> None:
         self._connection: Any = None
 
+    def open(self) -> None:
+        """As the contract says."""
+        if self._connection is None:
+            with self._pipeline():
+                pass
+
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """As the contract says."""
         with self._pipeline() as pipeline:
@@ -67,10 +73,13 @@ class RedisWire:
     @contextmanager
     def _pipeline(self) -> Iterator[_Pipeline]:
         try:
-            if self._connection is None:
+            is_new = self._connection is None
+            if is_new:
                 self._connection = broker.connect()
             channel = self._connection.default_channel
             with channel.conn_or_acquire() as client:
+                if is_new:
+                    client.ping()
                 pipeline = _Pipeline(client, channel.keyprefix_fanout)
                 yield pipeline
                 pipeline.flush()

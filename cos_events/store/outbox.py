@@ -11,7 +11,8 @@ from sqlalchemy import (
     Connection,
     Float,
     Integer,
-    Row,
+    Select,
+    Update,
     bindparam,
     cast,
     extract,
@@ -28,13 +29,23 @@ from cos_events.store.models import OutboxRow
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A claimed outbox row: locked until the claiming transaction ends."""
+    """A claimed outbox row: locked until the claiming transaction ends.
+
+    Attributes:
+        id: of the row.
+        source_module: of the event.
+        event_type: of the event.
+        envelope: its JSON.
+        traceparent: the trace context of its recording.
+        waited: seconds from its recording to its claim.
+    """
 
     id: int
     source_module: str
     event_type: str
     envelope: str
     traceparent: str | None = None
+    waited: float = 0.0
 
     def continuing(self, traceparent: str | None) -> Self:
         """The same, with the trace context that goes on with it."""
@@ -51,39 +62,45 @@ _LET_GO = func.set_config(
     "idle_in_transaction_session_timeout", f"{LET_GO_AFTER}s", literal_column("true")
 )
 
-_CLAIM = (
-    select(
-        OutboxRow.id,
-        OutboxRow.source_module,
-        OutboxRow.event_type,
-        OutboxRow.envelope,
-        OutboxRow.traceparent,
-        # Evaluated once, when there is a row: a trip to the database less.
-        select(locks.share_holding()).scalar_subquery(),
-        select(_LET_GO).scalar_subquery(),
-    )
+_THESE = bindparam("these", type_=ARRAY(BigInteger))
+_WAITING = (
+    select(OutboxRow.id)
     .where(OutboxRow.published_at.is_(None))
     .order_by(OutboxRow.id)
     .limit(bindparam("at_most", type_=Integer))
-    .with_for_update(skip_locked=True, of=OutboxRow)
+    .with_for_update(skip_locked=True)
 )
-_CLAIM_THESE = _CLAIM.where(OutboxRow.id == func.any(bindparam("these", type_=ARRAY(BigInteger))))
 
-_MARK = (
-    update(OutboxRow)
-    .where(OutboxRow.id == func.any(bindparam("these", type_=ARRAY(BigInteger))))
-    .values(published_at=func.clock_timestamp())
-    .returning(
-        OutboxRow.source_module,
-        cast(extract("epoch", OutboxRow.published_at - OutboxRow.recorded_at), Float),
+
+def _claim(waiting: Select[int]) -> Update:
+    return (
+        update(OutboxRow)
+        # As an array: a subquery might be run again for each row, and lock others.
+        .where(OutboxRow.id == func.any(func.array(waiting.scalar_subquery())))
+        .values(published_at=func.clock_timestamp())
+        .returning(
+            OutboxRow.id,
+            OutboxRow.source_module,
+            OutboxRow.event_type,
+            OutboxRow.envelope,
+            OutboxRow.traceparent,
+            cast(extract("epoch", OutboxRow.published_at - OutboxRow.recorded_at), Float),
+            # Evaluated once, when there is a row: a trip to the database less.
+            select(locks.share_holding()).scalar_subquery(),
+            select(_LET_GO).scalar_subquery(),
+        )
     )
-)
+
+
+_CLAIM = _claim(_WAITING)
+_CLAIM_THESE = _claim(_WAITING.where(OutboxRow.id == func.any(_THESE)))
 
 
 def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) -> list[Pending]:
-    """Lock up to `limit` unpublished rows, oldest first, that no other publisher holds.
+    """Lock up to `limit` unpublished rows that no other publisher holds; they are marked, too.
 
-    Where there are any, no subscription begins or ends to hold before the transaction ends.
+    The oldest, in their order. Roll back if they do not go out. Where there are any, no subscription
+    begins or ends to hold before the transaction ends.
 
     Args:
         connection: in a transaction; its end releases the rows.
@@ -95,13 +112,4 @@ def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) 
         rows = connection.execute(_CLAIM, given)
     else:
         rows = connection.execute(_CLAIM_THESE, {**given, "these": list(ids)})
-    return [Pending(*row[:-2]) for row in rows]
-
-
-def mark_published(connection: Connection, ids: Sequence[int]) -> Sequence[Row[str, float]]:
-    """Say of these rows that both wires had them.
-
-    Returns:
-        For each its source module, and the seconds since it was recorded.
-    """
-    return connection.execute(_MARK, {"these": list(ids)}).all()
+    return sorted((Pending(*row[:-2]) for row in rows), key=lambda each: each.id)

@@ -22,7 +22,7 @@ from cos_events import record_event
 from cos_events.broadcast import Broadcaster
 from cos_events.broadcast.channel import ChannelWire
 from cos_events.embedded import Servers
-from cos_events.errors import BroadcastError
+from cos_events.errors import BroadcastError, BrokerAway
 from cos_events.publisher import Publisher
 from cos_events.settings import get_settings
 from cos_events.store import outbox
@@ -47,6 +47,10 @@ class FakeWire:
     @property
     def ids(self) -> list[int]:
         return [id_ for batch in self.batches for id_ in batch]
+
+    def open(self) -> None:
+        if isinstance(self.error, BrokerAway):
+            raise BroadcastError("away") from self.error
 
     def send(self, batch: Sequence[Pending], subscriptions: Sequence[Subscription]) -> None:
         self.batches.append([pending.id for pending in batch])
@@ -168,6 +172,21 @@ def test_a_broker_that_is_away_leaves_the_rows_as_they_were(
     again = FakeWire()
     assert make(again).publish() == 3
     assert again.ids == ids
+
+
+def test_while_the_broker_cannot_be_reached_nothing_is_written(
+    database: Engine, make: Callable[[FakeWire], Publisher]
+) -> None:
+    record(database, 3)
+    versions = text(
+        "SELECT array_agg(xmin::text || ctid::text || xmax::text) FROM cos_events.outbox"
+    )
+    with database.connect() as connection:
+        before = connection.scalar(versions)
+    with pytest.raises(BroadcastError):
+        make(FakeWire(BrokerAway("redis://nowhere", "refused"))).publish()
+    with database.connect() as connection:
+        assert connection.scalar(versions) == before
 
 
 def test_a_channel_that_is_away_misses_events_and_nothing_else_does(database: Engine) -> None:

@@ -13,7 +13,6 @@ from locks import waits_for_a_lock
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from cos_events import publisher as publishing
 from cos_events.broadcast import make_broadcaster, make_wire
 from cos_events.envelope import Envelope
 from cos_events.feeder import Feeder
@@ -73,8 +72,8 @@ def test_a_publisher_holds_past_an_event_whose_handler_runs(
     name = bus.declare(lambda message: None)
     first, second = bus.record(n=1), bus.record(n=2)
     with monkeypatch.context() as patch:
-        # It dies between the broker and the mark.
-        patch.setattr(publishing.outbox, "mark_published", lambda *_: 1 / 0)
+        # It dies between the broker and its commit.
+        patch.setattr(publisher._broadcaster._channel, "send", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             publisher.publish()
     with database.begin() as connection:

@@ -11,7 +11,6 @@ from cos_events.store import outbox, subscriptions
 def publish(self: Publisher, ids: Sequence[int] | None = None, limit: int = BATCH_SIZE) -> int:
     with self._engine.begin() as connection:
         batch = outbox.claim(connection, limit, ids)
-        outbox.mark_published(connection, [pending.id for pending in batch])
         known = subscriptions.load(connection)
     if batch:
         self._broadcaster.broadcast(batch, known)
