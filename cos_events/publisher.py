@@ -118,8 +118,8 @@ def _count(batch: Sequence[Pending], since: float, holding: Iterable[Recipient])
             if each.wants(module, event_type):
                 telemetry.count(names.HELD, module, each.name, by=events)
     latencies = defaultdict(list)
-    for each in batch:
-        latencies[each.source_module].append(each.waited + since)
+    for pending in batch:
+        latencies[pending.source_module].append(pending.waited + since)
     for module, seconds in latencies.items():
         telemetry.observe(names.PUBLISH_LATENCY, module, seconds=seconds)
 

@@ -99,8 +99,8 @@ _CLAIM_THESE = _claim(_WAITING.where(OutboxRow.id == func.any(_THESE)))
 def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) -> list[Pending]:
     """Lock up to `limit` unpublished rows that no other publisher holds; they are marked, too.
 
-    The oldest, in their order. Roll back if they do not go out. Where there are any, no subscription
-    begins or ends to hold before the transaction ends.
+    The oldest, in their order. Roll back if they do not go out. Where there are any, no
+    subscription begins or ends to hold before the transaction ends.
 
     Args:
         connection: in a transaction; its end releases the rows.
