@@ -227,6 +227,9 @@ def test_the_relay_sends_nothing_again_that_is_held(
 
 
 class _Refusing:
+    def open(self) -> None:
+        pass
+
     def send_to_queue(self, *_: object) -> None:
         raise BroadcastError("away")
 

@@ -181,6 +181,9 @@ def test_a_batch_that_the_broker_refuses_leaves_few_spans(
     bus: Bus, traces: InMemory, database: Engine
 ) -> None:
     class Away:
+        def open(self) -> None:
+            pass
+
         def broadcast(self, *_: Any) -> None:
             raise BroadcastError("away")
 
