@@ -55,8 +55,9 @@ class Dispatcher:
 
     Parameters:
         send: hands the ids of one publish task to the broker; may raise, may take a while.
-        interval: seconds after one publish task until the next is sent; what is committed meanwhile
-            goes with it, since a task costs more than the events in it.
+        interval: seconds from one publish task to the next; what is committed meanwhile goes with
+            it, since a task costs more than the events in it. After a pause two may go at once: a
+            commit that was late has the next one at its heels.
     """
 
     def __init__(self, send: Callable[[list[int]], None], interval: float) -> None:
@@ -90,11 +91,14 @@ class Dispatcher:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        sent_at, ended = 0.0, False
+        due, ended = 0.0, False
         while not ended:
             first = self._waiting.get()
-            self._closing.wait(sent_at + self._interval - time.monotonic())
-            sent_at = time.monotonic()
+            now = time.monotonic()
+            # A token bucket of two.
+            due = max(due + self._interval, now - self._interval)
+            if due > now:
+                self._closing.wait(due - now)
             ids, ended = self._gather(first)
             for start in range(0, len(ids), MAX_IDS):
                 self._dispatch(ids[start : start + MAX_IDS])

@@ -114,7 +114,8 @@ class Settings(BaseSettings):
     )
     """The largest envelope that is recorded, in bytes of its JSON."""
     wake_interval: float = Field(default=0.003, ge=0, le=1, alias="COS_EVENTS_WAKE_INTERVAL")
-    """Seconds from one wake-up that a process sends to its next; its commits meanwhile share it."""
+    """Seconds from one wake-up that a process sends to its next; its commits meanwhile share it.
+    After a pause two may go at once."""
     relay_interval: Seconds = Field(default=1.0, alias="COS_EVENTS_RELAY_INTERVAL")
     """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
     redeliver_after: Seconds = Field(default=60.0, alias="COS_EVENTS_REDELIVER_AFTER")
