@@ -4,8 +4,8 @@ A broadcast carries the plain envelope. Here it becomes an execution of its subs
 task without a second trip over the broker, so that acknowledging the task acknowledges the
 delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
 this touches is in this file: `Consumer.create_task_handler`, `on_decode_error`,
-`initial_prefetch_count`, `controller`, `pool`, `hub`, `timer` and `task_buckets`' strategies stay
-Celery's own.
+`initial_prefetch_count`, `task_consumer`, `controller`, `pool`, `hub`, `timer` and `task_buckets`'
+strategies stay Celery's own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from cos_events.failure import fail
 from cos_events.gathering import Batching, Lane, Queueing, delivery_of, is_redelivered, wake_up_of
 from cos_events.next_turn import NextTurn
 from cos_events.redis_guard import guard
+from cos_events.redis_transport import Channel
 from cos_events.relay import Relay
 from cos_events.subscribers import Subscriber, subscribers_of
 from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
@@ -161,6 +162,9 @@ class DeliveryStep(bootsteps.StartStopStep):
         redelivered: Batching | Lane
         if queueing:
             wake_ups, redelivered = queueing.lane(wake_up_of), queueing.lane(delivery_of, most=1)
+            if isinstance(channel := consumer.task_consumer.channel, Channel):
+                # Wake-ups that come while a task runs shall come together after it.
+                channel.is_busy = wake_ups.is_waiting
         else:
             wake_ups, redelivered = singly(wake_up_of), singly(delivery_of)
         # What waits for Celery's own limit would hold the lane's place in line for the others.

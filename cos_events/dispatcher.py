@@ -56,8 +56,8 @@ class Dispatcher:
     Parameters:
         send: hands the ids of one publish task to the broker; may raise, may take a while.
         interval: seconds from one publish task to the next; what is committed meanwhile goes with
-            it, since a task costs more than the events in it. After a pause two may go at once: a
-            commit that was late has the next one at its heels.
+            it, since a task costs more than the events in it. After a pause as long, one more may
+            follow at once: a commit that was late has the next one at its heels.
     """
 
     def __init__(self, send: Callable[[list[int]], None], interval: float) -> None:
@@ -91,14 +91,17 @@ class Dispatcher:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        due, ended = 0.0, False
+        sent_at, may_follow, ended = 0.0, False, False
         while not ended:
             first = self._waiting.get()
-            now = time.monotonic()
-            # A token bucket of two.
-            due = max(due + self._interval, now - self._interval)
-            if due > now:
-                self._closing.wait(due - now)
+            since = time.monotonic() - sent_at
+            if since >= self._interval:
+                may_follow = True
+            elif may_follow:
+                may_follow = False
+            else:
+                self._closing.wait(self._interval - since)
+            sent_at = time.monotonic()
             ids, ended = self._gather(first)
             for start in range(0, len(ids), MAX_IDS):
                 self._dispatch(ids[start : start + MAX_IDS])

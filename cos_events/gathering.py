@@ -281,6 +281,10 @@ class Lane:
         """Take one more; it runs soon if a process is free."""
         self._queueing.add(self, message)
 
+    def is_waiting(self) -> bool:
+        """Whether it has a message that no task has taken yet."""
+        return bool(self.parts)
+
     def forget(self) -> None:
         """Leave what there is to the broker: its connection is gone, it will deliver again."""
         self._queueing.forget(self)

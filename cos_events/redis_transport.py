@@ -27,7 +27,7 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import Any
@@ -106,7 +106,7 @@ class QoS(_redis.QoS):  # type: ignore[misc]
 
         In a prefork worker it comes by ones and twos, each of which would cost a trip.
         """
-        if self.channel.rest:
+        if self.channel.rest or self.channel.is_busy():
             return False
         room = self.can_consume_max_estimate()
         enough = max(1, self.prefetch_count // 16) if self._acknowledged else 1
@@ -186,6 +186,9 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         self._to_acknowledge: set[str] = set()
         self.no_ack_consumers: set[str] = set()
         """Tags of consumers whose messages Kombu lets be acknowledged without a word."""
+        self.is_busy: Callable[[], bool] = lambda: False
+        """Whether what still waits shall wait in Redis; for who acknowledges nothing, and so has no
+        prefetch window."""
         self._pops_many = True
         self._command = "BRPOP"
         self.rest: list[tuple[str, dict[str, Any]]] = []

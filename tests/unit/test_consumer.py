@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
@@ -24,6 +25,7 @@ from cos_events.gathering import (
     delivery_of,
     wake_up_of,
 )
+from cos_events.redis_transport import Channel
 from cos_events.subscribers import Subscriber, subscribers_of
 from cos_events.task_message import EMBED
 from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
@@ -283,6 +285,7 @@ class Worker:
     def __init__(self, app: Celery) -> None:
         self.app, self.ran = app, list[Any]()
         self.hub = Hub()
+        self.task_consumer = SimpleNamespace(channel=Mock(spec=Channel))
         self.pool = SimpleNamespace(num_processes=1, limit=1)
         self.controller = SimpleNamespace(max_concurrency=1)
 
@@ -333,6 +336,23 @@ def test_wake_ups_that_gathered_are_one_publish_task_for_all_their_rows(
     assert [each.payload[0] for each in ran] == [[[1]], [[2, 3, 4]], [[5, 6]]]
     assert {each.headers["task"] for each in ran} == {PUBLISH_TASK}
     assert [each.headers["argsrepr"] for each in ran][1] == "(<3 outbox ids>,)"
+
+
+def test_while_a_wake_up_waits_for_a_task_to_end_further_ones_stay_in_redis() -> None:
+    worker = Worker(install(Celery("unit", set_as_current=False)))
+    step = DeliveryStep(worker)
+    on_message, channel = worker.create_task_handler(), worker.task_consumer.channel
+    on_message(wake_up([1]))
+    worker.hub.run_once()
+    assert not channel.is_busy()
+    on_message(wake_up([2]))
+    assert channel.is_busy()
+    worker.ran[0].ack()
+    worker.hub.run_once()
+    assert not channel.is_busy()
+    assert [each.payload[0] for each in worker.ran] == [[[1]], [[2]]]
+    step.stop(worker)  # type: ignore[arg-type] # as much of it as is used
+    worker.hub.close()
 
 
 @pytest.mark.parametrize(

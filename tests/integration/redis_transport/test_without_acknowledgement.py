@@ -88,6 +88,21 @@ def test_a_queue_with_acknowledgements_beside_it_keeps_them(
     assert redis.hlen("unacked") == 2
 
 
+def test_while_its_consumer_is_busy_what_waits_stays_in_redis_and_then_comes_in_order(
+    connection: Connection, hub: Hub, redis: Redis
+) -> None:
+    inbox = in_loop(Inbox(connection, "q", no_ack=True), hub)
+    inbox.channel.is_busy = lambda: True
+    send(connection, "q", *range(3))
+    turns: list[int] = []
+    for turn in range(5):
+        hub.call_later(turn / 50, turns.append, turn)
+    wait_until(lambda: len(turns) == 5, hub.run_once)
+    assert redis.llen("q") == 3
+    inbox.channel.is_busy = lambda: False
+    assert received(inbox, hub, 3) == [0, 1, 2]
+
+
 def test_outside_of_a_loop_one_comes_and_the_others_are_left_to_the_next(
     connection: Connection, redis: Redis
 ) -> None:
