@@ -48,9 +48,12 @@ class Publisher:
         self._engine = engine
         self._broadcaster = broadcaster
         self._room = room or make_room()
+        self._was_refused = False
 
     def publish(self, ids: Sequence[int] | None = None, limit: int = BATCH_SIZE) -> int:
         """Publish one batch, in one transaction that holds its rows.
+
+        After one that the broker did not take, a row goes by itself before the next.
 
         Two publishers never broadcast one row twice, unless one died in between: the row is
         locked until its mark is committed. A failure leaves the rows as they were; nothing is used
@@ -58,7 +61,7 @@ class Publisher:
 
         Args:
             ids: only these outbox rows; None for the oldest that wait.
-            limit: the most rows.
+            limit: the most rows of the batch.
 
         Returns:
             How many events went out.
@@ -69,18 +72,25 @@ class Publisher:
         self._hold_full_queues()
         # Before anything is written: while the broker is away no row is marked in vain.
         self._broadcaster.open()
+        # One row asks whether the broker takes messages again: many would be written in vain.
+        asked = self._publish(ids, 1) if self._was_refused else 0
+        return asked + self._publish(ids, limit)
+
+    def _publish(self, ids: Sequence[int] | None, limit: int) -> int:
         with self._engine.begin() as connection:
-            claimed_at = time.monotonic()
             batch = outbox.claim(connection, limit, ids)
             if not batch:
                 return 0
+            claimed_at = time.monotonic()
             with telemetry.fork(names.PUBLISH, "", [each.traceparent for each in batch]) as spans:
                 batch = [each.continuing(spans[each.traceparent].traceparent) for each in batch]
                 # Read each time: a copy would leave a new subscription's first events to the relay.
                 recipients = subscriptions.load(connection)
                 # First: a batch that fails may be in some queues already, and comes again.
                 self._room.spend(batch, recipients)
+                self._was_refused = True
                 self._broadcaster.broadcast(batch, recipients)
+                self._was_refused = False
                 holding = [each for each in recipients if each.holding]
                 if holding:
                     # What a handler has at this moment is not held: the relay looks after it.
@@ -146,7 +156,7 @@ def publish_once(ids: Sequence[int] | None = None) -> int:
         return 0
 
 
-# Acknowledged late, so that what arrives meanwhile can gather; see `gathering.py`.
+# Acknowledged late, which ends its turn among those that gather; see `gathering.py`.
 @shared_task(name=PUBLISH_TASK, ignore_result=True, acks_late=True)
 def publish(ids: list[int]) -> int:
     """Publish these outbox rows, unless another publisher has; returns how many went out.

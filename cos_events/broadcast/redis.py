@@ -73,13 +73,11 @@ class RedisWire:
     @contextmanager
     def _pipeline(self) -> Iterator[_Pipeline]:
         try:
-            is_new = self._connection is None
-            if is_new:
+            if self._connection is None:
                 self._connection = broker.connect()
+            # A new one asks the server whether it is there.
             channel = self._connection.default_channel
             with channel.conn_or_acquire() as client:
-                if is_new:
-                    client.ping()
                 pipeline = _Pipeline(client, channel.keyprefix_fanout)
                 yield pipeline
                 pipeline.flush()

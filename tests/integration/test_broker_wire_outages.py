@@ -198,6 +198,11 @@ def test_a_wire_made_while_its_broker_is_lost_works_once_it_is_there(
 ) -> None:
     with outage(outages, kind):
         fails_in_time(wire, [event(wanting, 1)], wanting)
+        started = time.monotonic()
+        with pytest.raises(BroadcastError):
+            wire.open()
+        assert time.monotonic() - started < BOUND
+    wire.open()
     last = event(wanting, 2)
     wire.send([last], [wanting])
     assert last.envelope in queued(wanting.name)

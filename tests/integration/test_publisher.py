@@ -189,6 +189,23 @@ def test_while_the_broker_cannot_be_reached_nothing_is_written(
         assert connection.scalar(versions) == before
 
 
+def test_after_a_refusal_one_row_asks_whether_the_broker_takes_messages_again(
+    database: Engine, make: Callable[[FakeWire], Publisher]
+) -> None:
+    ids, wire = record(database, 5), FakeWire(BroadcastError("full"))
+    publishing = make(wire)
+    for _ in range(2):
+        with pytest.raises(BroadcastError):
+            publishing.publish()
+    assert wire.batches == [ids, ids[:1]]
+    wire.batches, wire.error = [], None
+    assert publishing.publish() == 5
+    assert wire.batches == [ids[:1], ids[1:]]
+    ids = record(database, 2)
+    assert publishing.publish() == 2
+    assert wire.batches[2:] == [ids]
+
+
 def test_a_channel_that_is_away_misses_events_and_nothing_else_does(database: Engine) -> None:
     ids, wire, away = record(database, 3), FakeWire(), ChannelWire(NOBODY_LISTENS)
     publishing = Publisher(database, Broadcaster(wire, away))
