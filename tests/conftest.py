@@ -20,6 +20,7 @@ from kombu import Connection
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from cos_events import broker, dispatcher, embedded
+from cos_events.pubsub import close_redis_client_sync
 from cos_events.settings import get_settings
 from cos_events.store import engine as store_engine
 from cos_events.store.engine import get_engine
@@ -126,6 +127,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
     def forget(engine: bool = True) -> None:
         get_settings.cache_clear()
         dispatcher.reset()
+        close_redis_client_sync()
         if engine:
             store_engine.reset()
 
