@@ -12,6 +12,7 @@ from kombu import Connection
 
 from cos_events import (
     broker,
+    redis_transport,
     worker_telemetry,  # noqa: F401 - listens to the worker's signals
 )
 from cos_events.consumer import DeliveryStep, RelayStep, is_installed
@@ -119,7 +120,9 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
     if not is_installed(app):
         return
     rabbitmq = broker.on_rabbitmq()
-    queues = [publish_queue(rabbitmq=rabbitmq)]
+    # On Redis to acknowledge one takes two trips; Kombu's own transport would do so all the same.
+    no_ack = issubclass(app.connection_for_read().get_transport_cls(), redis_transport.Transport)
+    queues = [publish_queue(no_ack=no_ack)]
     # Publishers bind them to their modules: they know which are holding.
     queues += [subscription_queue(each, (), rabbitmq=rabbitmq) for each in subscribers_of(app)]
     consumed: list[str] | None = str_to_list(options.get("queues"))  # type: ignore[arg-type] # or None

@@ -4,8 +4,8 @@ A broadcast carries the plain envelope. Here it becomes an execution of its subs
 task without a second trip over the broker, so that acknowledging the task acknowledges the
 delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
 this touches is in this file: `Consumer.create_task_handler`, `on_decode_error`,
-`initial_prefetch_count`, `task_consumer`, `controller`, `pool`, `hub`, `timer` and `task_buckets`'
-strategies stay Celery's own.
+`initial_prefetch_count`, `task_consumer`, `task_buckets`, `controller`, `pool`, `hub`, `timer`. Its
+strategies stay its own.
 """
 
 from __future__ import annotations
@@ -120,8 +120,13 @@ class DeliveryStep(bootsteps.StartStopStep):
         consumer.initial_prefetch_count = max(
             consumer.initial_prefetch_count,
             min(self._batches(), MAX_PREFETCH),
-            WAKE_UPS_IN_HAND if is_publisher(consumer) else 0,
+            self._wake_ups(),
         )
+
+    def _wake_ups(self) -> int:
+        """The wake-ups in hand, where they count: what is not acknowledged does not."""
+        queue = self._consumer.app.amqp.queues.consume_from.get(PUBLISH_QUEUE)
+        return WAKE_UPS_IN_HAND if queue is not None and not queue.no_ack else 0
 
     def _batches(self) -> int:
         """The messages of a batch for each process; two for what is not consumed from the start."""
@@ -149,6 +154,8 @@ class DeliveryStep(bootsteps.StartStopStep):
 
     def _create_task_handler(self) -> Callable[[Message], None]:
         run, consumer = self._make_task_handler(), self._consumer
+        # An application's default rate limit is for its own tasks.
+        consumer.task_buckets[PUBLISH_TASK] = None
         queueing = None
         # Without an event loop an acknowledgement is only seen when the next message comes.
         if consumer.hub:

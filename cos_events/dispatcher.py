@@ -57,7 +57,8 @@ class Dispatcher:
         send: hands the ids of one publish task to the broker; may raise, may take a while.
         interval: seconds from one publish task to the next; what is committed meanwhile goes with
             it, since a task costs more than the events in it. After a pause as long, one more may
-            follow at once: a commit that was late has the next one at its heels.
+            follow at once: a commit that was late has the next one at its heels. So at most two
+            go in an interval.
     """
 
     def __init__(self, send: Callable[[list[int]], None], interval: float) -> None:
@@ -144,7 +145,7 @@ class PublishTaskSender:
     def __init__(self) -> None:
         self._connection: Any = None
         self._producer: Any = None
-        self._queue = publish_queue(rabbitmq=broker.on_rabbitmq())
+        self._queue = publish_queue()
         self._room = 0
 
     def __call__(self, ids: list[int]) -> None:

@@ -172,7 +172,7 @@ class Batching:
             self._run(self._merge(parts, lambda: None))
 
     def forget(self) -> None:
-        """Leave what there is to the broker: its connection is gone, it will deliver again."""
+        """Leave what there is to the broker, whose connection is gone, or to the relay."""
         with self._lock:
             self._parts.clear()
 
@@ -286,5 +286,5 @@ class Lane:
         return bool(self.parts)
 
     def forget(self) -> None:
-        """Leave what there is to the broker: its connection is gone, it will deliver again."""
+        """Leave what there is to the broker, whose connection is gone, or to the relay."""
         self._queueing.forget(self)

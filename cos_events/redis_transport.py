@@ -11,15 +11,15 @@ For any Celery application: import this module, and give `broker_url` the scheme
 `ssl_cert_reqs` a TLS server's certificate is checked. Sentinel and Cluster are refused.
 
 What is popped is noted among the unacknowledged in the same script, so that a killed worker loses
-none of it; but for the first message of a fetch, which BRPOP takes, as with Kombu's own. A worker
-that acknowledges nothing of what it consumes takes up to `MAX_FETCH` messages in one trip (BLMPOP,
-since Redis 7; it falls back to BRPOP).
+none of it; but for the first message of a fetch, which BRPOP takes, as with Kombu's own. What is
+consumed without acknowledgement comes as many at once in a worker's loop, and in one trip if all is
+(BLMPOP, since Redis 7); a worker that is killed then loses what it has not run.
 
 Private of Kombu is what this stands on: `Channel._brpop_start` and `_brpop_read` and what they use
 (`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, `_flush_brpop_reauth`, `_closing`),
-`QoS.unacked_key` and `unacked_index_key`, `conn_or_acquire`, `_disconnect_pools`, and that
-`QoS.restore_by_tag` reads `[message, exchange, routing key]`. Tests run each of them on a real
-server.
+`QoS.unacked_key` and `unacked_index_key`, `conn_or_acquire`, `_disconnect_pools`,
+`_do_restore_message`, and that `QoS.restore_by_tag` reads `[message, exchange, routing key]`. Tests
+run each of them on a real server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kombu.exceptions import KombuError
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.uuid import uuid
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from cos_events.redis_guard import payload_of, wrap
 
@@ -59,7 +59,7 @@ MAX_GATHERED = 100
 """So many acknowledgements go at once."""
 
 MAX_FETCHED_BYTES = 1 << 20
-"""So many bytes end a fetch: Redis serves nobody else meanwhile."""
+"""So many bytes end a fetch of what is acknowledged: Redis serves nobody else meanwhile."""
 
 _TAKE = """
 local mark = '"delivery_tag": "'
@@ -187,9 +187,9 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         self.no_ack_consumers: set[str] = set()
         """Tags of consumers whose messages Kombu lets be acknowledged without a word."""
         self.is_busy: Callable[[], bool] = lambda: False
-        """Whether what still waits shall wait in Redis; for who acknowledges nothing, and so has no
-        prefetch window."""
-        self._pops_many = True
+        """Whether what still waits shall wait in Redis: what is not acknowledged has no prefetch
+        window."""
+        self._knows_blmpop = True
         self._command = "BRPOP"
         self.rest: list[tuple[str, dict[str, Any]]] = []
         """What was fetched and is still to be delivered, the last first, with its queue."""
@@ -238,9 +238,8 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         )
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        # Only a worker's loop: anyone else may take one message, and leave the others to the next.
-        is_worker = getattr(self.connection, "loop", None) is not None
-        if not (is_worker and self._pops_many) or self._to_acknowledge or self.global_keyprefix:
+        knows = self._knows_blmpop and not self.global_keyprefix
+        if self._to_acknowledge or not (knows and self._takes_many()):
             self._command = "BRPOP"
             super()._brpop_start(timeout)
             return
@@ -255,6 +254,13 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         self.client.connection.send_command(
             *("BLMPOP", seconds, len(keys), *keys, "RIGHT", "COUNT", MAX_FETCH)
         )
+
+    def _takes_many(self) -> bool:
+        """Whether more than one unacknowledged message may come at once.
+
+        In a worker's loop: anyone else may take one, and leave the others to the next.
+        """
+        return getattr(self.connection, "loop", None) is not None and self.ack_emulation
 
     def close(self) -> None:
         """Acknowledge what is done, and put back what is not."""
@@ -279,14 +285,16 @@ class Channel(_redis.Channel):  # type: ignore[misc]
                     raise
                 # Redis 6 does not know it, or this user may not; if it is something else, BRPOP
                 # will say so.
-                self._pops_many = False
+                self._knows_blmpop = False
                 reply = None
             if not reply:
                 raise Empty
-            key, items = reply if self._command == "BLMPOP" else (reply[0], reply[1:])
-            queue = bytes_to_str(key).rsplit(self.sep, 1)[0]
+            # Text: a client with a prefix would make text of bytes otherwise.
+            key = bytes_to_str(reply[0])
+            items = reply[1] if self._command == "BLMPOP" else reply[1:]
+            queue = key.rsplit(self.sep, 1)[0]
             self._queue_cycle.rotate(queue)
-            if self._closing and self._command == "BLMPOP":
+            if self._closing and queue not in self._to_acknowledge:
                 self._client().rpush(key, *reversed(items))
                 raise Empty
             fetched = [each for item in items for each in self._fetch(key, queue, item)]
@@ -297,8 +305,11 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             self._in_poll = None
             self._flush_brpop_reauth()
 
-    def _fetch(self, key: bytes, queue: str, item: bytes) -> list[dict[str, Any]]:
-        if queue not in self._to_acknowledge or self.global_keyprefix or not self.ack_emulation:
+    def _fetch(self, key: str, queue: str, item: bytes) -> list[dict[str, Any]]:
+        if queue not in self._to_acknowledge:
+            items = [item, *(self._pop(key) if self._command == "BRPOP" else ())]
+            return [payload_of(each, queue)[0] for each in items]
+        if self.global_keyprefix or not self.ack_emulation:
             return [payload_of(item, queue)[0]]
         room = self.qos.can_consume_max_estimate()
         count = MAX_FETCH if room is None else max(1, min(room, MAX_FETCH))
@@ -324,6 +335,13 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             payloads.append(payload)
         return payloads
 
+    def _pop(self, key: str) -> list[bytes]:
+        """More of what is not acknowledged, beside the first message, which must not be lost."""
+        if self._takes_many():
+            with suppress(RedisError):
+                return self._client().rpop(key, MAX_FETCH - 1) or []
+        return []
+
     def _deliver_rest(self) -> None:
         """Deliver what was fetched; where a task runs meanwhile, the loop gets turns in between."""
         loop = getattr(self.connection, "loop", None)
@@ -346,11 +364,13 @@ class Channel(_redis.Channel):  # type: ignore[misc]
     def _put_back_rest(self) -> None:
         # The last one first, so that they stand as they stood.
         rest, self.rest = self.rest, []
-        for _queue, payload in rest:
+        for queue, payload in rest:
             tag = payload["properties"]["delivery_tag"]
             if tag in self.qos.noted:
                 self.qos.noted.remove(tag)
                 self.qos.restore_by_tag(tag)
+            elif queue not in self._to_acknowledge:
+                self._do_restore_message(payload, "", queue, self._client())
 
 
 class Transport(_redis.Transport):  # type: ignore[misc]

@@ -191,7 +191,7 @@ class Relay:
 
     def _publish(self) -> int:
         published = 0
-        while (batch := publish_once()) == BATCH_SIZE and not self._stopping.is_set():
+        while (batch := publish_once()) >= BATCH_SIZE and not self._stopping.is_set():
             published += batch
         return published + batch
 

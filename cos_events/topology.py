@@ -114,13 +114,14 @@ def dead_letter_queue(subscription: str, *, rabbitmq: bool) -> Queue:
     return Queue(name, Exchange(""), name, queue_arguments=_quorum() if rabbitmq else None)
 
 
-def publish_queue(*, rabbitmq: bool) -> Queue:
+def publish_queue(*, no_ack: bool = False) -> Queue:
     """The queue of the publish task: wake-ups only, so losing it loses no event.
 
-    On Redis, where to acknowledge one takes two trips, none is: the relay looks after the rows of a
-    publisher that died.
+    Args:
+        no_ack: whether they are consumed without acknowledgement: the relay looks after the rows
+            of a publisher that died.
     """
-    return Queue(PUBLISH_QUEUE, Exchange(""), PUBLISH_QUEUE, no_ack=not rabbitmq)
+    return Queue(PUBLISH_QUEUE, Exchange(""), PUBLISH_QUEUE, no_ack=no_ack)
 
 
 def _quorum(dead_letter_to: str | None = None) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from celery import Celery
+from celery.worker.consumer import Consumer
 from kombu.asynchronous import Hub
 from kombu.message import Message
 
@@ -282,9 +284,12 @@ class Worker:
     initial_prefetch_count = 0
     timer = None
 
+    bucket_for_task: Callable[[Any], Any]
+
     def __init__(self, app: Celery) -> None:
         self.app, self.ran = app, list[Any]()
         self.hub = Hub()
+        self.task_buckets: dict[str, Any] = {}
         self.task_consumer = SimpleNamespace(channel=Mock(spec=Channel))
         self.pool = SimpleNamespace(num_processes=1, limit=1)
         self.controller = SimpleNamespace(max_concurrency=1)
@@ -336,6 +341,20 @@ def test_wake_ups_that_gathered_are_one_publish_task_for_all_their_rows(
     assert [each.payload[0] for each in ran] == [[[1]], [[2, 3, 4]], [[5, 6]]]
     assert {each.headers["task"] for each in ran} == {PUBLISH_TASK}
     assert [each.headers["argsrepr"] for each in ran][1] == "(<3 outbox ids>,)"
+
+
+def test_an_applications_default_rate_limit_does_not_hold_up_wake_ups() -> None:
+    worker = Worker(install(Celery("unit", set_as_current=False)))
+    worker.app.conf.task_default_rate_limit = "1/h"
+    worker.app.finalize()
+    worker.bucket_for_task = partial(Consumer.bucket_for_task, worker)
+    Consumer.reset_rate_limits(worker)
+    assert worker.task_buckets[PUBLISH_TASK] is not None
+    step = DeliveryStep(worker)
+    worker.create_task_handler()
+    assert worker.task_buckets[PUBLISH_TASK] is None
+    step.stop(worker)  # type: ignore[arg-type] # as much of it as is used
+    worker.hub.close()
 
 
 def test_while_a_wake_up_waits_for_a_task_to_end_further_ones_stay_in_redis() -> None:

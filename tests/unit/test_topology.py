@@ -78,10 +78,9 @@ def test_dead_letters_have_a_queue_of_the_subscriptions_name(rabbitmq: bool) -> 
     assert queue.queue_arguments == ({"x-queue-type": "quorum"} if rabbitmq else None)
 
 
-@pytest.mark.parametrize("rabbitmq", [True, False])
-def test_the_publish_task_waits_in_a_queue_of_the_default_exchange(rabbitmq: bool) -> None:
-    queue = topology.publish_queue(rabbitmq=rabbitmq)
-    assert queue.no_ack == (not rabbitmq)
+def test_the_publish_task_waits_in_a_queue_of_the_default_exchange() -> None:
+    queue = topology.publish_queue()
+    assert (topology.publish_queue(no_ack=True).no_ack, queue.no_ack) == (True, False)
     assert (queue.name, queue.routing_key, queue.exchange.name) == (
         "cos_events.publish",
         "cos_events.publish",
