@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+FRAGILE = ("threading", "queue", "logging", "weakref", "importlib", "sqlalchemy.pool")
+"""Modules in which an exception at any moment may leave a lock held, or be swallowed or logged."""
+
+PUT_OFF = 0.01
+"""Seconds after which an interrupt that found one of them at work comes again."""
+
+MOST_PUT_OFF = 100
+"""So often it is put off; then it is raised all the same: a second is no moment."""
 
 
 @contextmanager
@@ -24,13 +32,16 @@ def cleaning_up() -> Iterator[None]:
         if not isinstance(swallowed.exc_value, KeyboardInterrupt):
             tell(swallowed)
 
+    interrupt = _Interrupt()
     sys.unraisablehook = tell_others
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(each, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for each in (signal.SIGALRM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
         sys.unraisablehook = tell
 
 
@@ -51,18 +62,35 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
         remove_folder(folder)
 
 
-def _interrupt(*_: object) -> None:
-    """Raise KeyboardInterrupt, again and again until the cleaning up is under way.
+class _Interrupt:
+    """Raises KeyboardInterrupt, again and again until the cleaning up is under way.
 
     One that is raised within a destructor or an import may be swallowed there, and one that is
-    raised while cleaning up would cut that short.
+    raised while cleaning up would cut that short. It comes again by a timer of the system: a thread
+    cannot be started while the one that is interrupted starts another.
     """
-    under_way = sys.exc_info()[1]
-    while under_way is not None:
-        if isinstance(under_way, KeyboardInterrupt):
-            return
-        under_way = under_way.__context__
-    again = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    again.daemon = True
-    again.start()
-    raise KeyboardInterrupt
+
+    def __init__(self) -> None:
+        self._put_off = 0
+
+    def __call__(self, _number: int, frame: FrameType | None) -> None:
+        under_way = sys.exc_info()[1]
+        while under_way is not None:
+            if isinstance(under_way, KeyboardInterrupt):
+                return
+            under_way = under_way.__context__
+        if self._put_off < MOST_PUT_OFF and _is_fragile(frame):
+            self._put_off += 1
+            signal.setitimer(signal.ITIMER_REAL, PUT_OFF)
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+            raise KeyboardInterrupt
+
+
+def _is_fragile(frame: FrameType | None) -> bool:
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith(FRAGILE) or frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False

@@ -42,16 +42,26 @@ def test_ctrl_c_between_the_making_of_the_folder_and_its_first_use_leaves_nothin
     assert list(place.iterdir()) == []
 
 
-def test_an_interrupt_that_a_destructor_swallows_comes_again_and_only_other_errors_are_shown() -> (
-    None
-):
-    program = """
-import os, signal, time
+def interrupted(body: str) -> subprocess.CompletedProcess[str]:
+    """A program whose body interrupts itself while it cleans up after itself."""
+    program = f"""
+import logging, os, signal, threading, time
 from cos_events.cli.interrupt import cleaning_up
 
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+{body}
+"""
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_an_interrupt_is_not_raised_in_a_destructor_and_other_errors_of_those_are_shown() -> None:
+    ended = interrupted("""
 class Interrupted:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
+    __del__ = interrupt
 
 class Wrong:
     def __del__(self):
@@ -62,10 +72,7 @@ with cleaning_up():
     Interrupted()
     print("it goes on", flush=True)
     time.sleep(60)
-"""
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False
-    )
+""")
     assert ended.returncode == -signal.SIGINT
     assert ended.stdout == "it goes on\n"
     swallowed, _, ending = ended.stderr.partition("ValueError: of a destructor\n")
@@ -74,3 +81,45 @@ with cleaning_up():
     assert ending.startswith("Traceback")
     assert ending.endswith("KeyboardInterrupt\n")
     assert "Exception ignored" not in ending
+
+
+def test_an_interrupt_that_is_swallowed_comes_again() -> None:
+    ended = interrupted("""
+with cleaning_up():
+    try:
+        interrupt()
+    except KeyboardInterrupt:
+        print("swallowed", flush=True)
+    time.sleep(60)
+""")
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, "swallowed\n")
+
+
+@pytest.mark.parametrize(
+    ("patience", "said"), [("pass", "logged\n"), ("time.sleep(30)", "")], ids=["short", "long"]
+)
+def test_an_interrupt_within_logging_waits_for_its_end_but_not_for_long(
+    patience: str, said: str
+) -> None:
+    ended = interrupted(f"""
+class Handler(logging.Handler):
+    def emit(self, record):
+        interrupt()
+        {patience}
+
+with cleaning_up():
+    logging.getLogger().addHandler(Handler())
+    logging.error("now")
+    print("logged", flush=True)
+    time.sleep(60)
+""")
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, said)
+
+
+def test_an_interrupt_while_a_thread_is_being_started_waits_for_no_lock() -> None:
+    ended = interrupted("""
+with cleaning_up(), threading._active_limbo_lock:
+    interrupt()
+    time.sleep(60)
+""")
+    assert ended.returncode == -signal.SIGINT

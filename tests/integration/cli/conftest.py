@@ -67,7 +67,7 @@ def program() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stderr=output,
                 text=True,
                 cwd=ROOT,
-                env={**kept, "PYTHONUNBUFFERED": "1", **variables},
+                env={**kept, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **variables},
                 start_new_session=True,
             )
         )

@@ -90,6 +90,15 @@ def story(demo: Program, place: Path) -> Callable[..., tuple[int, str, str]]:
     return tell
 
 
+def errors_of(process: subprocess.Popen[str]) -> str:
+    """What it wrote to standard error until it ended; one that does not end says where it is."""
+    try:
+        return process.communicate(timeout=120)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        pytest.fail(process.communicate(timeout=20)[1])
+
+
 def told(out: str) -> list[str]:
     """The chapters' names in order, down to the table."""
     names = "|".join(sorted({*CHAPTERS, "refused"}, key=len, reverse=True))
@@ -186,7 +195,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(
     else:
         assert any(line.startswith(moment) for line in process.stdout)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    err = errors_of(process)
     assert process.returncode not in (0, None)
     assert "Traceback" not in err
     assert [each.cmdline() for each in of_this_test(place)] == []
@@ -202,7 +211,7 @@ def test_of_a_worker_that_was_killed_nothing_is_left_either(demo: Program, place
     )
     os.killpg(worker.pid, signal.SIGKILL)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
+    err = errors_of(process)
     assert "Traceback" not in err
     assert [each.cmdline() for each in of_this_test(place)] == []
     assert list(place.iterdir()) == []
