@@ -45,7 +45,7 @@ def test_ctrl_c_between_the_making_of_the_folder_and_its_first_use_leaves_nothin
 def interrupted(body: str) -> subprocess.CompletedProcess[str]:
     """A program whose body interrupts itself while it cleans up after itself."""
     program = f"""
-import logging, os, signal, threading, time
+import logging, os, signal, time
 from cos_events.cli.interrupt import cleaning_up
 
 def interrupt(*_):
@@ -114,12 +114,3 @@ with cleaning_up():
     time.sleep(60)
 """)
     assert (ended.returncode, ended.stdout) == (-signal.SIGINT, said)
-
-
-def test_an_interrupt_while_a_thread_is_being_started_waits_for_no_lock() -> None:
-    ended = interrupted("""
-with cleaning_up(), threading._active_limbo_lock:
-    interrupt()
-    time.sleep(60)
-""")
-    assert ended.returncode == -signal.SIGINT
