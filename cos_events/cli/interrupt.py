@@ -66,8 +66,8 @@ class _Interrupt:
     """Raises KeyboardInterrupt, again and again until the cleaning up is under way.
 
     One that is raised within a destructor or an import may be swallowed there, and one that is
-    raised while cleaning up would cut that short. It comes again by a timer of the system: a handler
-    that comes at any moment had better start no thread.
+    raised while cleaning up would cut that short. It comes again by a timer of the system: what may
+    be called at any moment had better start no thread.
     """
 
     def __init__(self) -> None:
