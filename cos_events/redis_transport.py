@@ -17,14 +17,12 @@ consumed without acknowledgement comes as many at once in a worker's loop, and i
 
 Private of Kombu is what this stands on: `Channel._brpop_start` and `_brpop_read` and what they use
 (`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, `_flush_brpop_reauth`, `_closing`),
-`QoS.unacked_key` and `unacked_index_key`, `conn_or_acquire`, `_disconnect_pools`,
-`_do_restore_message`, and that `QoS.restore_by_tag` reads `[message, exchange, routing key]`. Tests
-run each of them on a real server.
+`conn_or_acquire`, `_disconnect_pools` and `_do_restore_message`, beside what `redis_unacked` names.
+Tests run each of them on a real server.
 """
 
 from __future__ import annotations
 
-import json
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -33,12 +31,12 @@ from queue import Empty
 from typing import Any
 
 from kombu.exceptions import KombuError
-from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.encoding import bytes_to_str
-from kombu.utils.uuid import uuid
 from redis.exceptions import RedisError, ResponseError
 
-from cos_events.redis_guard import payload_of, wrap
+from cos_events.redis_guard import payload_of
+from cos_events.redis_unacked import GATHER_SECONDS, QoS
 
 # The stubs know too little of these classes.
 _redis: Any = redis
@@ -48,130 +46,6 @@ NAME, TLS_NAME = "redis-batch", "rediss-batch"
 
 MAX_FETCH = 100
 """The most messages of one fetch."""
-
-GATHER_SECONDS = 0.02
-"""At most so long an acknowledgement waits for others."""
-
-AGAIN_SECONDS = 1.0
-"""After a refusal acknowledgements are tried again."""
-
-MAX_GATHERED = 100
-"""So many acknowledgements go at once."""
-
-MAX_FETCHED_BYTES = 1 << 20
-"""So many bytes end a fetch of what is acknowledged: Redis serves nobody else meanwhile."""
-
-_TAKE = """
-local mark = '"delivery_tag": "'
-local function tag_of(item, otherwise)
-  local _, before = string.find(item, mark, 1, true)
-  local after = before and string.find(item, '"', before + 1, true)
-  if not after or after == before + 1 or string.find(item, mark, after, true) then
-    return otherwise
-  end
-  return string.sub(item, before + 1, after - 1)
-end
-local found, item, size = {}, ARGV[1], 0
-for number = tonumber(ARGV[2]), tonumber(ARGV[3]) do
-  local tag = tag_of(item, ARGV[4] .. number)
-  redis.call('HSET', KEYS[2], tag, '[' .. item .. ARGV[5])
-  redis.call('ZADD', KEYS[3], ARGV[6], tag)
-  found[#found + 1], found[#found + 2] = tag, item
-  size = size + #item
-  if number == tonumber(ARGV[3]) or size >= tonumber(ARGV[7]) then break end
-  item = redis.call('RPOP', KEYS[1])
-  if not item then break end
-end
-return found
-"""
-"""Notes the message at hand among the unacknowledged, then pops and notes more of the queue.
-
-By the tag that the message itself brings, as Kombu does: then the acknowledgement of a task that
-ran longer than the visibility timeout takes off the copy too, and a script that is sent twice
-forgets nothing. Where that is not to be found at a glance, by one of this channel's.
-"""
-
-
-class QoS(_redis.QoS):  # type: ignore[misc]
-    """Unacknowledged messages: noted by the fetch, taken off together."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.noted: set[str] = set()
-        self._acknowledged: list[str] = []
-        self._is_due = False
-
-    def can_consume(self) -> bool:
-        """Whether there is room, and enough for a fetch; while acknowledgements gather, room does.
-
-        In a prefork worker it comes by ones and twos, each of which would cost a trip.
-        """
-        if self.channel.rest or self.channel.is_busy():
-            return False
-        room = self.can_consume_max_estimate()
-        enough = max(1, self.prefetch_count // 16) if self._acknowledged else 1
-        return room is None or room >= enough
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Take a message into the prefetch window."""
-        if delivery_tag in self.noted:
-            self.noted.remove(delivery_tag)
-            virtual.QoS.append(self, message, delivery_tag)
-        else:
-            super().append(message, delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        """Acknowledge it soon."""
-        virtual.QoS.ack(self, delivery_tag)
-        self._acknowledged.append(delivery_tag)
-        # A closed channel has no connection any more.
-        loop = getattr(self.channel.connection, "loop", None)
-        if loop is not None and not self._is_due:
-            self._is_due = True
-            loop.call_later(GATHER_SECONDS, self._flush_when_due, loop)
-        if loop is None or len(self._acknowledged) >= MAX_GATHERED:
-            self.flush()
-
-    def _flush_when_due(self, loop: Any) -> None:
-        self._is_due = False
-        try:
-            self.flush()
-        except ResponseError:
-            # Redis may not write at this moment: it has no replica, or its disk is full.
-            self._is_due = True
-            loop.call_later(AGAIN_SECONDS, self._flush_when_due, loop)
-            raise
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Put it back at once, or drop it soon."""
-        if requeue:
-            super().reject(delivery_tag, requeue=True)
-        else:
-            self.ack(delivery_tag)
-
-    def flush(self) -> None:
-        """Acknowledge now."""
-        if not (done := list(self._acknowledged)):
-            return
-        with self.channel.conn_or_acquire() as client, client.pipeline(transaction=False) as pipe:
-            pipe.zrem(self.unacked_index_key, *done)
-            pipe.hdel(self.unacked_key, *done)
-            pipe.execute()
-        # Only now: if the connection was lost, the channel's end tries once more.
-        del self._acknowledged[: len(done)]
-
-    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """Put a message back; what is no message of Kombu's is wrapped as one first."""
-        with self.channel.conn_or_acquire(client) as own:
-            note = own.hget(self.unacked_key, tag) or b""
-            item, ours, queue = note[1:-1].rpartition(b',"",')
-            if ours and payload_of(item, json.loads(queue))[1]:
-                own.hset(self.unacked_key, tag, _note(wrap(item, json.loads(queue)), queue))
-        super().restore_by_tag(tag, client, leftmost)
-
-
-def _note(item: bytes, queue: bytes) -> bytes:
-    return b"[" + item + b',"",' + queue + b"]"
 
 
 class Channel(_redis.Channel):  # type: ignore[misc]
@@ -193,8 +67,6 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         self._command = "BRPOP"
         self.rest: list[tuple[str, dict[str, Any]]] = []
         """What was fetched and is still to be delivered, the last first, with its queue."""
-        self._tag_prefix = f"{uuid()}."
-        self._next_tag = 0
         super().__init__(*args, **kwargs)
         if not self.connection.is_known:
             self._refuse_cluster()
@@ -210,6 +82,11 @@ class Channel(_redis.Channel):  # type: ignore[misc]
                     "give the broker a Redis without cluster mode"
                 )
 
+    @property
+    def loop(self) -> Any:
+        """The worker's event loop, if there is one: a closed channel has no connection any more."""
+        return getattr(self.connection, "loop", None)
+
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
         """The client for everything but waiting."""
@@ -219,7 +96,6 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         # A fork, or a lost connection, makes a new pool.
         if self._shared is None or self._shared.connection_pool is not self.pool:
             self._shared = self._create_client()
-            self._take = self._shared.register_script(_TAKE)
         return self._shared
 
     def basic_consume(
@@ -260,7 +136,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
 
         In a worker's loop: anyone else may take one, and leave the others to the next.
         """
-        return getattr(self.connection, "loop", None) is not None and self.ack_emulation
+        return self.loop is not None and self.ack_emulation
 
     def close(self) -> None:
         """Acknowledge what is done, and put back what is not."""
@@ -269,7 +145,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
                 self._qos.flush()
                 self._put_back_rest()
             except self.connection_errors:
-                # It will be delivered again.
+                # What is noted will be delivered again; what nobody acknowledges is lost.
                 self._closing = True
         super().close()
 
@@ -311,29 +187,9 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             return [payload_of(each, queue)[0] for each in items]
         if self.global_keyprefix or not self.ack_emulation:
             return [payload_of(item, queue)[0]]
-        room = self.qos.can_consume_max_estimate()
-        count = MAX_FETCH if room is None else max(1, min(room, MAX_FETCH))
-        first, last = self._next_tag, self._next_tag + (1 if self._closing else count) - 1
-        self._next_tag = last + 1
-        client, name = self._client(), json.dumps(queue).encode()
-        items = self._take(
-            [key, self.unacked_key, self.unacked_index_key],
-            [
-                *(item, first, last, self._tag_prefix, b',"",' + name + b"]", time.time()),
-                MAX_FETCHED_BYTES,
-            ],
-            client=client,
-        )
-        payloads = []
-        for noted_as, each in zip(items[::2], items[1::2], strict=True):
-            tag = bytes_to_str(noted_as)
-            payload, wrapped = payload_of(each, queue)
-            if wrapped:
-                client.hset(self.unacked_key, tag, _note(wrap(each, queue), name))
-            payload["properties"]["delivery_tag"] = tag
-            self.qos.noted.add(tag)
-            payloads.append(payload)
-        return payloads
+        most = 1 if self._closing else MAX_FETCH
+        found: list[dict[str, Any]] = self.qos.take(self._client(), key, queue, item, most)
+        return found
 
     def _pop(self, key: str) -> list[bytes]:
         """More of what is not acknowledged, beside the first message, which must not be lost."""
@@ -344,7 +200,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
 
     def _deliver_rest(self) -> None:
         """Deliver what was fetched; where a task runs meanwhile, the loop gets turns in between."""
-        loop = getattr(self.connection, "loop", None)
+        loop = self.loop
         try:
             while self.rest:
                 begun = time.monotonic()

@@ -17,14 +17,13 @@ from kombu import Connection, Consumer, Producer, Queue
 from kombu.asynchronous import Hub
 from kombu.exceptions import KombuError
 from redis import Redis
-from sqlalchemy import Engine
 
 from cos_events import broker, install, redis_transport
-from cos_events.app import _choose_transport, _declare_queues
+from cos_events.app import _choose_transport
 from cos_events.embedded import EmbeddedValkey, Servers
 from cos_events.embedded.process import free_port
-from cos_events.redis_transport import GATHER_SECONDS, NAME, TLS_NAME
-from cos_events.topology import PUBLISH_QUEUE
+from cos_events.redis_transport import NAME, TLS_NAME
+from cos_events.redis_unacked import GATHER_SECONDS
 
 FAST = {"transport": NAME}
 STOCK: dict[str, str] = {}
@@ -266,7 +265,7 @@ def test_acknowledgements_that_redis_refused_are_sent_again(
     worker, hub = receiver("q"), Hub()
     worker.receive(3)
     worker.channel.connection.register_with_event_loop(worker._connection.connection, hub)
-    monkeypatch.setattr("cos_events.redis_transport.AGAIN_SECONDS", GATHER_SECONDS)
+    monkeypatch.setattr("cos_events.redis_unacked.AGAIN_SECONDS", GATHER_SECONDS)
     # As a Redis without its replicas does.
     redis.config_set("min-replicas-to-write", 1)
     try:
@@ -378,19 +377,6 @@ def test_any_celery_application_may_use_it_by_its_scheme(url: str) -> None:
     with app.connection_for_write() as connection:
         connection.connect()
         assert isinstance(connection.transport, redis_transport.Transport)
-
-
-@pytest.mark.parametrize(
-    ("transport", "no_ack"),
-    [(None, True), (NAME, True), ("cos_events.redis_transport:Transport", True), ("redis", False)],
-)
-def test_wake_ups_are_acknowledged_where_a_worker_has_kombus_own_transport(
-    database: Engine, environment: Callable[..., None], url: str, transport: str, no_ack: bool
-) -> None:
-    app = install(Celery("waking", broker=url, set_as_current=False))
-    app.conf.broker_transport = transport
-    _declare_queues(SimpleNamespace(app=worker_of(app)), {"queues": None})
-    assert app.amqp.queues.consume_from[PUBLISH_QUEUE].no_ack is no_ack
 
 
 def test_workers_and_the_bus_use_it_unless_the_application_says_otherwise(

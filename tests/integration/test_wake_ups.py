@@ -1,15 +1,21 @@
-"""Without a publisher, wake-ups gather on the broker up to a bound."""
+"""Wake-ups: they gather on the broker up to a bound, and who acknowledges them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+from celery import Celery
 from kombu import Exchange, Queue
+from sqlalchemy import Engine
 
-from cos_events import broker, dispatcher
+from cos_events import broker, dispatcher, install, redis_transport
+from cos_events.app import _choose_transport, _declare_queues
 from cos_events.dispatcher import PublishTaskSender
+from cos_events.embedded import Servers
 from cos_events.errors import BroadcastError
+from cos_events.topology import PUBLISH_QUEUE
 
 
 @pytest.fixture
@@ -51,3 +57,27 @@ def test_once_a_publisher_takes_them_others_follow(queue: str) -> None:
         channel.queue_purge(queue)
     send([11])
     assert broker.queue_depths([queue]) == {queue: 1}
+
+
+@pytest.mark.parametrize(
+    ("transport", "no_ack"),
+    [
+        (None, True),
+        (redis_transport.NAME, True),
+        ("cos_events.redis_transport:Transport", True),
+        ("redis", False),
+    ],
+)
+def test_they_are_acknowledged_where_a_worker_has_kombus_own_transport_for_redis(
+    database: Engine,
+    environment: Callable[..., None],
+    servers: Servers,
+    transport: str | None,
+    no_ack: bool,
+) -> None:
+    app = install(Celery("waking", broker=servers.redis_url, set_as_current=False))
+    app.conf.broker_transport = transport
+    worker = SimpleNamespace(app=app)
+    _choose_transport(worker)
+    _declare_queues(worker, {"queues": None})
+    assert app.amqp.queues.consume_from[PUBLISH_QUEUE].no_ack is no_ack

@@ -10,11 +10,13 @@ import pytest
 from kombu import Connection, Consumer, Producer, Queue
 from kombu.asynchronous import Hub
 from redis import Redis
+from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from cos_events import redis_transport
+from cos_events import redis_unacked
 from cos_events.embedded import Servers
-from cos_events.redis_transport import GATHER_SECONDS, NAME
+from cos_events.redis_transport import NAME
+from cos_events.redis_unacked import GATHER_SECONDS
 
 AT_ONCE = {"visibility_timeout": 0, "unacked_restore_throttle": 1}
 
@@ -69,23 +71,17 @@ def drain_until(connection: Connection, ended: Callable[[], object]) -> None:
 def test_a_fetch_that_is_sent_twice_forgets_nothing(
     connect: Callable[..., Connection], redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = redis_transport.Channel._client
+    run = Script.__call__
 
-    def twice(channel: Any) -> Any:
-        client = take(channel)
-        script = channel._take
-
-        def run(*args: Any, **options: Any) -> Any:
-            # As redis-py does with `retry_on_timeout`, when the first answer is late.
-            script(*args, **options)
-            return script(*args, **options)
-
-        channel._take = run
-        return client
+    def twice(script: Script, *args: Any, **options: Any) -> Any:
+        # As redis-py does with `retry_on_timeout`, when the first answer is late.
+        if script.script == redis_unacked._TAKE:
+            run(script, *args, **options)
+        return run(script, *args, **options)
 
     send(connect(), *range(12))
     got: list[Any] = []
-    monkeypatch.setattr(redis_transport.Channel, "_client", twice)
+    monkeypatch.setattr(Script, "__call__", twice)
     connection = connect()
     consume(connection, got.append, prefetch=4)
     drain(connection)
@@ -149,7 +145,7 @@ def test_bodies_may_travel_as_they_are(connect: Callable[..., Connection]) -> No
 def test_many_bytes_end_a_fetch(
     connect: Callable[..., Connection], redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_transport, "MAX_FETCHED_BYTES", 10_000)
+    monkeypatch.setattr(redis_unacked, "MAX_FETCHED_BYTES", 10_000)
     send(connect(), *("x" * 4_000 for _ in range(6)))
     got: list[Any] = []
     connection = connect()

@@ -11,7 +11,7 @@ from kombu import Connection, Queue
 from kombu.asynchronous import Hub
 from redis import Redis
 
-from cos_events.redis_transport import GATHER_SECONDS
+from cos_events.redis_unacked import GATHER_SECONDS
 
 
 @pytest.fixture
