@@ -139,14 +139,22 @@ def release(
 
 
 def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> None:
-    """Undo `release` for events whose copies the broker did not take."""
+    """Undo `release` for events whose copies the broker did not take.
+
+    One that a handler has by now was taken all the same.
+    """
+    ours = DeliveryRow.subscription == name
+    waiting = (
+        select(DeliveryRow.event_id)
+        .where(
+            ours, DeliveryRow.event_id == func.any(list(event_ids)), DeliveryRow.state == "retrying"
+        )
+        .with_for_update(skip_locked=True)
+        .cte("waiting")
+    )
     connection.execute(
         update(DeliveryRow)
-        .where(
-            DeliveryRow.subscription == name,
-            DeliveryRow.event_id == func.any(list(event_ids)),
-            DeliveryRow.state == "retrying",
-        )
+        .where(ours, DeliveryRow.event_id == waiting.c.event_id)
         .values(state="held", next_attempt_at=AT_ONCE)
     )
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
 from locks import waits_for_a_lock
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, true
 from sqlalchemy.orm import Session
 
-from cos_events.broadcast import make_broadcaster, make_wire
+from cos_events.broadcast import BrokerWire, Copy, make_broadcaster, make_wire
 from cos_events.envelope import Envelope
+from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
 from cos_events.relay import Redelivery
@@ -108,6 +109,33 @@ def test_the_relay_brings_history_only_past_events_whose_handlers_have_ended(
         assert Feeder(database, wire, 10_000, again=60).sweep() == 1
     assert bus.run_queued(name) == 1
     assert bus.state(name, raw) == "delivered"
+
+
+class _TakingSilently:
+    """A broker that takes copies, and whose answer gets lost: a handler runs at once."""
+
+    def __init__(self, database: Engine, handlers: ExitStack) -> None:
+        self._database, self._handlers = database, handlers
+
+    def send_to_queue(self, name: str, copies: Sequence[Copy]) -> None:
+        self._handlers.enter_context(handling(self._database, name, copies[0].envelope))
+        raise BroadcastError("no answer")
+
+
+def test_the_feeder_takes_nothing_back_that_a_handler_has(bus: Any, database: Engine) -> None:
+    name = bus.declare(lambda message: None)
+    first, second = bus.record(n=1), bus.record(n=2)
+    with database.begin() as connection:
+        held.hold(connection, [name], true())
+    with ExitStack() as handlers, ThreadPoolExecutor(1) as pool:
+        wire: BrokerWire = _TakingSilently(database, handlers)  # type: ignore[assignment]
+        sweep = pool.submit(Feeder(database, wire, 10_000, again=60).sweep)
+        try:
+            with pytest.raises(BroadcastError):
+                sweep.result(PATIENCE)
+        finally:
+            handlers.close()
+    assert (bus.state(name, first), bus.state(name, second)) == ("retrying", "held")
 
 
 def test_a_second_copy_of_an_event_that_runs_keeps_no_other_key_waiting(
