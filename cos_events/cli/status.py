@@ -19,7 +19,8 @@ def command(as_json: bool) -> None:
 
     A subscription is `live`; `holding` when its queue is at its depth (COS_EVENTS_QUEUE_DEPTH) and
     more copies wait in PostgreSQL; `paused`, and why; or `backfilling` its history. Quick on any
-    amount of history. A queue's depth is - where the broker does not answer.
+    amount of history. A queue's depth is - where the broker does not answer. What stands still for
+    two minutes is a problem, as it is for /health/ready.
     """
     adopt_running()
     status = read_status()
@@ -44,13 +45,15 @@ def command(as_json: bool) -> None:
             for each in status["subscriptions"]
         ],
     )
+    for problem in status["problems"]:
+        click.echo(f"problem   {problem}")
 
 
 def read_status() -> dict[str, Any]:
     """All that `status` shows, as one JSON-able object."""
     from redis import RedisError
 
-    from cos_events import broker
+    from cos_events import broker, health
     from cos_events.errors import BrokerAway
     from cos_events.pubsub.clients import make_client
     from cos_events.settings import get_settings, mask
@@ -96,4 +99,5 @@ def read_status() -> dict[str, Any]:
             }
             for name, condition in conditions.items()
         ],
+        "problems": health.problems(),
     }

@@ -183,9 +183,20 @@ def test_status_shows_what_waits_where(
             "dead": 1,
         }
     ]
+    assert status["problems"] == []
     table = cli("status").output
     assert name in table
     assert ":***@" in table
+
+
+def test_status_says_what_stands_still(
+    subscribe: Callable[..., None], add_event: Callable[..., object], cli: Cli
+) -> None:
+    subscribe("mailer")
+    add_event(published=200)
+    (problem,) = json.loads(cli("status", "--json").output)["problems"]
+    assert problem.endswith(" s ago: are its workers running?")
+    assert "\nproblem   mailer has not had an event that was published 20" in cli("status").output
 
 
 def test_status_with_broker_and_channel_down_still_tells_what_the_database_knows(
