@@ -8,11 +8,15 @@ from typing import Any
 
 from celery import Celery
 from kombu import Connection
+from kombu.pidbox import Mailbox
 
 from cos_events import rabbitmq_transport, redis_transport
 from cos_events.errors import BrokerAway
 from cos_events.settings import get_settings, mask
 from cos_events.topology import is_rabbitmq
+
+CONTROL_SECONDS = 1.0
+"""So long workers have for an answer by remote control."""
 
 _installed: list[Celery] = []
 
@@ -145,6 +149,26 @@ def queue_depths(names: Iterable[str]) -> dict[str, int]:
             except connection.channel_errors:
                 continue
     return depths
+
+
+def consumers_of(queue: str) -> list[str]:
+    """The Celery workers that consume a queue, by their node names, if they answer in a second.
+
+    Raises:
+        BrokerAway: nobody can say.
+    """
+    conf = (_installed[0] if _installed else Celery(set_as_current=False)).conf
+    with connected() as connection:
+        # By Celery's own remote control a command without an application would reach no worker.
+        # The stubs take what this returns for a node of it.
+        mailbox: Any = Mailbox(conf.control_exchange, type="fanout")(connection)
+        answers = mailbox.multi_call("active_queues", timeout=CONTROL_SECONDS)
+    return sorted(
+        node
+        for answer in answers
+        for node, queues in answer.items()
+        if any(each["name"] == queue for each in queues)
+    )
 
 
 def delete_queues(names: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -91,6 +92,7 @@ def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
     known again, as a new one. Run it again if it was interrupted.
     """
     from cos_events import broker
+    from cos_events.errors import BrokerAway
     from cos_events.store import removal, subscriptions
     from cos_events.store.engine import explained, get_engine
     from cos_events.topology import dead_letter_queue_name
@@ -103,6 +105,13 @@ def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
     if not as_json:
         owed = ", ".join(f"{number:,} {state}" for state, number in left.items() if number)
         click.echo(f"{name} leaves undelivered: {owed or 'nothing'}", err=True)
+    with suppress(BrokerAway):
+        for node in broker.consumers_of(name):
+            click.echo(
+                f"{node} still consumes it: stop it first, or when it starts again it makes "
+                f"{name} known as a new subscription",
+                err=True,
+            )
     if not yes:
         click.confirm(f"Remove {name} for good?", abort=True, err=True)
     with explained(), get_engine().begin() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -186,3 +187,24 @@ def test_a_worker_does_not_outlive_the_command_that_started_it(
         if worker.is_running():
             os.kill(worker.pid, signal.SIGKILL)
         parent.stdout.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
+def test_to_remove_what_a_worker_consumes_is_warned_of(
+    kind: str,
+    request: pytest.FixtureRequest,
+    database: Engine,
+    environment: Callable[..., None],
+    workers: Workers,
+    cli: Cli,
+) -> None:
+    if kind == "redis":
+        request.getfixturevalue("redis_broker")
+    else:
+        environment(BROKER_URL=request.getfixturevalue("empty_rabbitmq_url"))
+    workers("subscriber activity -c 1")
+    said = cli("subscriptions", "remove", "activity", input="n\n").output
+    assert f"activity@{socket.gethostname()} still consumes it: stop it first" in said
+    assert (
+        "still consumes" not in cli("subscriptions", "remove", "graph_staging", input="n\n").output
+    )
