@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from celery import Celery, signals
@@ -103,6 +105,16 @@ def _choose_transport(instance: Any, **_: Any) -> None:
         app.conf.broker_transport = broker.transport_of(broker.broker_url())
 
 
+def _compare_names(consumed: Iterable[str], ours: Sequence[str], known: set[str]) -> None:
+    """Say so if `-Q` names what is almost a queue of the bus: Celery makes one of any name."""
+    for name in consumed:
+        if name not in known and (meant := get_close_matches(name, ours, 1)):
+            logger.warning(
+                "this worker consumes a queue %r that nobody has declared: is %r meant?",
+                *(name, meant[0]),
+            )
+
+
 def _compare_brokers() -> None:
     """Say so if what has no Celery application would look for another broker than this worker."""
     ours, theirs = broker.broker_url(), get_settings().broker_url
@@ -130,6 +142,7 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
         # On RabbitMQ Celery complains of each that is not there yet.
         if consumed is None or queue.name in consumed:
             app.amqp.queues.select_add(queue)
+    _compare_names(consumed or (), [queue.name for queue in queues], set(app.amqp.queues))
     _compare_brokers()
     try:
         register_subscriptions(app)

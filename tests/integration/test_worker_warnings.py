@@ -1,0 +1,49 @@
+"""What a worker says before it starts, of what is probably not meant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery
+from sqlalchemy import Engine
+
+from cos_events import install
+from cos_events.app import _declare_queues
+from cos_events.topology import PUBLISH_QUEUE
+
+URL = "redis://:pa55word@127.0.0.1:6390/0"
+
+
+@pytest.fixture
+def start(
+    database: Engine, environment: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> Callable[[str, list[str]], str]:
+    """What a worker with this broker and these queues says."""
+    environment(BROKER_URL=URL)
+
+    def declare(broker: str, queues: list[str]) -> str:
+        app = install(Celery("warned", broker=broker, set_as_current=False))
+        _declare_queues(SimpleNamespace(app=app), {"queues": ",".join(queues)})
+        return caplog.text
+
+    return declare
+
+
+def test_a_worker_as_it_should_be_is_not_warned(start: Callable[..., str]) -> None:
+    assert start(URL, [PUBLISH_QUEUE, "reports"]) == ""
+
+
+def test_a_misspelt_queue_is_named_with_what_is_meant(start: Callable[..., str]) -> None:
+    said = start(URL, ["cos_events.publsh", "reports"])
+    assert "a queue 'cos_events.publsh' that nobody has declared: is 'cos_events.publish'" in said
+    assert "reports" not in said
+
+
+def test_another_broker_than_the_commands_look_for_is_named_without_its_password(
+    start: Callable[..., str],
+) -> None:
+    said = start(URL.replace("6390", "6391"), [PUBLISH_QUEUE])
+    assert "127.0.0.1:6391/0, but BROKER_URL means redis://:***@127.0.0.1:6390/0" in said
+    assert "pa55word" not in said
