@@ -38,14 +38,14 @@ class ConnectionLost(LedgerAway):
     """PostgreSQL went away while the handler ran; it may have been the handler's doing."""
 
 
-class _HandlersSession(Session):
-    """One whose transaction ends here: with it the handler would commit its delivery, too."""
+class HandlersSession(Session):
+    """One whose transaction the bus ends: with it the handler would commit its delivery, too."""
 
     may_commit = False
 
 
-@event.listens_for(_HandlersSession, "before_commit")
-def _refuse_commit(session: _HandlersSession) -> None:
+@event.listens_for(HandlersSession, "before_commit")
+def _refuse_commit(session: HandlersSession) -> None:
     if not session.may_commit and not session.in_nested_transaction():
         raise Unsuccessful(
             "the handler committed its session: leave that to the bus, which commits once it "
@@ -78,13 +78,12 @@ def attempt(
     ids = by_id.keys()
     name, attempts = subscriber.name, retries + 1
     if subscriber.wants_session:
-        with _HandlersSession(engine or get_engine()) as session, session.begin() as begun:
+        with HandlersSession(engine or get_engine()) as session, session.begin() as begun:
             with ledger():
                 fresh = deliveries.settle(session, name, ids, attempts)
             settled_at = monotonic()
             with _unless_lost(session.connection()):
-                call(subscriber, [by_id[each] for each in ids if each in fresh], session=session)
-            _require_open(session, begun)
+                call_within(begun, subscriber, [by_id[each] for each in ids if each in fresh])
             rest = ids - fresh.keys()
             with ledger():
                 known = deliveries.due(session, name, rest, attempts) if rest else {}
@@ -136,6 +135,19 @@ def _count(
     for module, seconds in latencies.items():
         telemetry.count(names.DELIVERED, module, name, by=len(seconds))
         telemetry.observe(names.DELIVERY_LATENCY, module, name, seconds=seconds)
+
+
+def call_within(
+    begun: SessionTransaction, subscriber: Subscriber, envelopes: list[Envelope]
+) -> None:
+    """Call a handler that takes the session, with the one of this transaction.
+
+    Raises:
+        Unsuccessful: as `call`; and if the transaction cannot be committed any more.
+        Exception: whatever it raised.
+    """
+    call(subscriber, envelopes, session=begun.session)
+    _require_open(begun.session, begun)
 
 
 def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) -> None:

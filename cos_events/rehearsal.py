@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy.orm import Session
+from sqlalchemy import text
 
-from cos_events.attempt import call
+from cos_events.attempt import HandlersSession, call_within
 from cos_events.dead_letters import describe
 from cos_events.envelope import Envelope
 from cos_events.errors import SubscriptionError
@@ -26,10 +26,11 @@ def rehearse(subscriber: Subscriber, envelope: Envelope) -> str:
             f"{subscriber.name} takes no session: what its handler does could not be undone; "
             "replay one event instead, with --event"
         )
-    with explained(), Session(get_engine()) as session:
+    with explained(), HandlersSession(get_engine()) as session:
         try:
-            call(subscriber, [envelope], session=session)
+            call_within(session.begin(), subscriber, [envelope])
             session.flush()
+            session.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
         except Exception as error:  # noqa: BLE001 - whatever the handler raises
             return describe(error)
         finally:
