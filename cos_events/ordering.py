@@ -53,6 +53,8 @@ class Order:
         again = timedelta(seconds=get_settings().redeliver_after)
         with get_engine().begin() as connection:
             locks.order(connection, self._name)
+            # Another copy of it may run, for as long as it likes: nobody else has a turn meanwhile.
+            wait_at_most(connection, order.MAX_WAIT_MS)
             return order.take_turn(connection, self._name, envelope.base_log_id, self.key_of, again)
 
     def pass_on(self, envelope: Envelope) -> None:

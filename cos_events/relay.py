@@ -55,7 +55,8 @@ class Redelivery:
         engine: on the bus's database.
         wire: to the broker; not shared with other threads.
         after: seconds from publication, or from a retry's time, until an event counts as lost;
-            longer than handlers run, or those that take no session may run twice.
+            longer than a handler takes for all that its process has in hand, or those that take no
+            session may run twice.
     """
 
     def __init__(self, engine: Engine, wire: BrokerWire, after: float) -> None:
@@ -89,7 +90,7 @@ class Redelivery:
             if not locks.subscription(connection, name, wait=False):
                 return 0
             missing: Sequence[Row[int, bool, bool]] = ()
-            if not backfill(connection, name, self._horizon, BACKFILL_SIZE):
+            if not backfill(connection, name, self._horizon, BACKFILL_SIZE, self._after):
                 missing = self._look(connection, name)
         if not late and not any(overdue for _, overdue, _ in missing):
             return 0

@@ -119,7 +119,8 @@ class Settings(BaseSettings):
     relay_interval: Seconds = Field(default=1.0, alias="COS_EVENTS_RELAY_INTERVAL")
     """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
     redeliver_after: Seconds = Field(default=60.0, alias="COS_EVENTS_REDELIVER_AFTER")
-    """Seconds after which a published event that no subscriber has had is sent to it again."""
+    """Seconds after which a published event that no subscriber has had is sent to it again; longer
+    than a handler takes for all that its process has in hand."""
     queue_depth: int = Field(default=10_000, ge=1_000, le=1_000_000, alias="COS_EVENTS_QUEUE_DEPTH")
     """The most messages that wait in a subscription's queue; more wait in PostgreSQL."""
     retain_for: Retained = Field(default="7d", validate_default=True, alias="COS_EVENTS_RETAIN_FOR")

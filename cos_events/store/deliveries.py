@@ -161,6 +161,11 @@ def _upsert(
     ).all()
 
 
+def expected() -> ColumnElement[bool]:
+    """The condition of what is held only until its first copy arrives, which is on its way."""
+    return and_(DeliveryRow.state == "held", DeliveryRow.attempts == 0)
+
+
 def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:
     """Let these events wait here until their subscription goes on; no attempt is counted."""
     rows = select(
@@ -177,7 +182,7 @@ def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> No
         statement.on_conflict_do_update(
             index_elements=["subscription", "event_id"],
             set_={"state": "held", "next_attempt_at": AT_ONCE, "updated_at": func.now()},
-            where=DeliveryRow.state == "retrying",
+            where=or_(DeliveryRow.state == "retrying", expected()),
         )
     )
 

@@ -10,6 +10,9 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    and_,
+    case,
+    false,
     func,
     literal,
     or_,
@@ -54,15 +57,29 @@ def end_to_hold(connection: Connection, name: str) -> bool:
     return bool(ended.rowcount)
 
 
-def hold(connection: Connection, names: Sequence[str], which: ColumnElement[bool]) -> None:
-    """Hold these events of the outbox for those of these subscriptions that want them."""
+def hold(
+    connection: Connection,
+    names: Sequence[str],
+    which: ColumnElement[bool],
+    again: timedelta | None = None,
+) -> None:
+    """Hold these events of the outbox for those of these subscriptions that want them.
+
+    Args:
+        connection: in a transaction.
+        names: of the subscriptions.
+        which: the events.
+        again: what is on its way is not held, and counts as lost if nothing is heard of it after
+            this; None where nothing is.
+    """
+    coming = false() if again is None else on_its_way()
     rows = select(
         SubscriptionRow.name,
         OutboxRow.event_id,
         OutboxRow.id,
-        literal("held"),
+        case((coming, literal("retrying")), else_=literal("held")),
         literal(0),
-        literal(AT_ONCE),
+        case((coming, func.now() + again), else_=literal(AT_ONCE)),
     ).where(
         which,
         SubscriptionRow.name == func.any(list(names)),
@@ -108,10 +125,12 @@ def release(
     one_key = [] if order_key is None else [DeliveryRow.order_key == order_key]
     first = (
         select(DeliveryRow.event_id)
+        # Those of one that was removed are about to go.
+        .join(SubscriptionRow, SubscriptionRow.name == DeliveryRow.subscription)
         .where(*_due(name), ~blocked(), *one_key)
         .order_by(DeliveryRow.next_attempt_at, DeliveryRow.outbox_id)
         .limit(limit)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=DeliveryRow)
         .cte("first")
     )
     released = (
@@ -136,6 +155,20 @@ def release(
             released.c.event_id, released.c.envelope, released.c.attempts, released.c.traceparent
         ).order_by(released.c.id)
     ).all()
+
+
+def on_its_way() -> ColumnElement[bool]:
+    """Whether a copy of an event without a delivery row is on the broker, or will be.
+
+    Not of the history of before a subscription was known, nor of what is published while it is
+    holding.
+    """
+    history = and_(
+        OutboxRow.id <= SubscriptionRow.backfill_until,
+        OutboxRow.published_at <= SubscriptionRow.created_at,
+    )
+    will_be_held = and_(SubscriptionRow.holding, OutboxRow.published_at.is_(None))
+    return ~func.coalesce(or_(history, will_be_held), false())
 
 
 def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> None:

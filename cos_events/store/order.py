@@ -22,8 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from cos_events.store.by_index import there_is
-from cos_events.store.engine import wait_at_most
-from cos_events.store.held import blocked
+from cos_events.store.deliveries import expected
+from cos_events.store.held import blocked, on_its_way
 from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import wanted
 
@@ -46,7 +46,7 @@ def take_turn(
     """Whether this event may run now; otherwise it is held until those before it have ended.
 
     Every event that was committed before has its key by then, also one whose message is still on
-    its way. Call it under `locks.order`.
+    its way. Call it under `locks.order`, and with a bound on how long it waits for a handler.
 
     Args:
         connection: in a transaction.
@@ -56,16 +56,14 @@ def take_turn(
         again: when the event counts as lost, if nothing is heard of it.
 
     Raises:
-        OperationalError: a handler has had it for longer than `MAX_WAIT_MS`.
+        OperationalError: a handler has had it, or an earlier one, for longer than that bound.
     """
     outbox_id = connection.scalar(select(OutboxRow.id).where(OutboxRow.event_id == event_id))
     if outbox_id is None:
         return True
     ours = and_(DeliveryRow.subscription == name, DeliveryRow.event_id == event_id)
     if connection.scalar(select(DeliveryRow.order_key).where(ours)) is None:
-        _key_through(connection, name, outbox_id, key_of)
-    # Another copy of it may run, for as long as it likes, and nobody else has a turn meanwhile.
-    wait_at_most(connection, MAX_WAIT_MS)
+        _key_through(connection, name, outbox_id, key_of, again)
     turn = case((blocked(), literal("held")), else_=literal("retrying"))
     state = connection.scalar(
         update(DeliveryRow)
@@ -73,6 +71,7 @@ def take_turn(
             ours,
             or_(
                 DeliveryRow.state == "retrying",
+                expected(),
                 and_(DeliveryRow.state == "held", DeliveryRow.next_attempt_at <= func.now()),
             ),
         )
@@ -92,7 +91,9 @@ def key(connection: Connection, name: str, event_id: UUID) -> str | None:
     return connection.scalar(select(DeliveryRow.order_key).where(*ours))
 
 
-def _key_through(connection: Connection, name: str, outbox_id: int, key_of: KeyOf) -> None:
+def _key_through(
+    connection: Connection, name: str, outbox_id: int, key_of: KeyOf, again: timedelta
+) -> None:
     settled, keyed, xmin, running = connection.execute(
         select(
             SubscriptionRow.settled_through,
@@ -112,7 +113,7 @@ def _key_through(connection: Connection, name: str, outbox_id: int, key_of: KeyO
         ),
         OutboxRow.id == outbox_id,
     )
-    while _key_new(connection, name, new, key_of) == PAGE:
+    while _key_new(connection, name, new, key_of, again) == PAGE:
         pass
     while _key_unkeyed(connection, name, through, key_of) == PAGE:
         pass
@@ -123,10 +124,20 @@ def _key_through(connection: Connection, name: str, outbox_id: int, key_of: KeyO
     )
 
 
-def _key_new(connection: Connection, name: str, which: ColumnElement[bool], key_of: KeyOf) -> int:
-    """Hold the first of these events that have no delivery row, by their keys."""
+def _key_new(
+    connection: Connection,
+    name: str,
+    which: ColumnElement[bool],
+    key_of: KeyOf,
+    again: timedelta,
+) -> int:
+    """Hold the first of these events that have no delivery row, by their keys.
+
+    What is on its way is not fed to the queue before it counts as lost.
+    """
+    due = case((on_its_way(), func.now() + again), else_=literal(AT_ONCE)).label("due")
     rows = connection.execute(
-        select(OutboxRow.event_id, OutboxRow.id, OutboxRow.envelope)
+        select(OutboxRow.event_id, OutboxRow.id, OutboxRow.envelope, due)
         .join(SubscriptionRow, SubscriptionRow.name == name)
         .where(
             which,
@@ -146,7 +157,7 @@ def _key_new(connection: Connection, name: str, which: ColumnElement[bool], key_
                     "outbox_id": row.id,
                     "state": "held",
                     "attempts": 0,
-                    "next_attempt_at": AT_ONCE,
+                    "next_attempt_at": row.due,
                     "order_key": key_of(row.envelope),
                 }
                 for row in rows

@@ -115,6 +115,19 @@ def test_what_was_recorded_but_not_published_when_it_began_is_not_left_out(
     assert had == list(range(15))
 
 
+def test_what_was_published_after_it_began_is_not_sent_as_history_as_well(
+    bus: Bus, publish: Callable[[], int], handler: Any, had: list[int], sweep: Callable[[str], int]
+) -> None:
+    raw = bus.record(n=0)
+    name = bus.declare(handler, start_from="beginning")
+    publish()
+    assert len(bus.queued(name)) == 1, "a worker has it in hand"
+    assert [sweep(name) for _ in range(3)] == [0, 0, 0]
+    assert bus.run(name, raw) == "SUCCESS"
+    run_all(sweep, name)
+    assert had == [0]
+
+
 def test_what_commits_only_after_it_began_is_not_left_out(
     bus: Bus,
     database: Engine,

@@ -132,13 +132,29 @@ def test_a_dead_letter_lets_the_next_of_its_key_go(bus: Bus, handler: Handler, n
     assert handler.of("a") == [1]
 
 
-def test_what_nobody_passed_on_is_fed_one_of_each_key_at_a_time(
+def test_what_is_on_its_way_is_not_fed_to_the_queue_as_well(
     bus: Bus, handler: Handler, name: str, feeder: Feeder
 ) -> None:
+    first, second = bus.record(key="a", n=0), bus.record(key="b", n=1)
+    bus.run(name, second)
+    assert (bus.state(name, first), feeder.sweep()) == ("held", 0)
+    bus.run(name, first)
+    assert handler.had == [("b", 1), ("a", 0)]
+
+
+def test_what_got_lost_on_its_way_is_fed_one_of_each_key_at_a_time(
+    bus: Bus,
+    handler: Handler,
+    name: str,
+    feeder: Feeder,
+    environment: Callable[..., None],
+    eventually: Callable[..., None],
+) -> None:
+    environment(COS_EVENTS_REDELIVER_AFTER="0.1")
     raws = [bus.record(key=key, n=n) for n, key in enumerate("aabb")]
     bus.run(name, raws[-1])
     assert handler.had == []
-    assert feeder.sweep() == 2
+    eventually(lambda: feeder.sweep() == 2)
     while bus.run_queued(name):
         pass
     assert (handler.of("a"), handler.of("b")) == ([0, 1], [2, 3])

@@ -94,8 +94,8 @@ def test_the_relay_brings_history_only_past_events_whose_handlers_have_ended(
     bus: Any, database: Engine, publisher: Publisher
 ) -> None:
     raw = bus.record(n=1)
-    name = bus.declare(lambda message: None, start_from="beginning")
     publisher.publish()
+    name = bus.declare(lambda message: None, start_from="beginning")
     with closing(make_wire()) as wire:
         relay = Redelivery(database, wire, 60.0)
         relay.sweep()

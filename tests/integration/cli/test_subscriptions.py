@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 from click.testing import Result
 from locks import waits_for_a_lock
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Engine, delete, func, select, update
 
 from cos_events import broker, pause
 from cos_events.errors import SubscriptionError
 from cos_events.store import held, locks, outbox, removal, subscriptions
 from cos_events.store.engine import wait_at_most
-from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 from cos_events.topology import declare, subscription_queue
 
@@ -191,6 +192,17 @@ def test_a_removal_lets_a_feeder_that_is_at_work_decide_to_hold(
                 held.begin_to_hold(deciding, removable)
         forgotten.result(timeout=30)
     assert removable not in names(database)
+
+
+def test_a_feeder_that_found_it_before_feeds_nothing_to_what_is_removed(
+    removable: str, database: Engine
+) -> None:
+    with database.begin() as connection:
+        connection.execute(update(DeliveryRow).values(next_attempt_at=AT_ONCE))
+        assert [row.name for row in held.with_due(connection)] == [removable]
+    forget(database, removable)
+    with database.begin() as connection:
+        assert held.release(connection, removable, 10, timedelta(seconds=60)) == []
 
 
 def test_a_removal_waits_for_publishers_that_know_of_the_subscription(
