@@ -136,7 +136,7 @@ def _count(batch: Sequence[Pending], since: float, holding: Iterable[Recipient])
 
 def make_room() -> QueueRoom:
     """Knows nothing yet of any queue."""
-    return QueueRoom(get_settings().queue_depth, BATCH_SIZE)
+    return QueueRoom(get_settings().queue_depth, BATCH_SIZE, by_module=broker.on_rabbitmq())
 
 
 _room = PerProcess(make_room)

@@ -18,11 +18,14 @@ class QueueRoom:
     Parameters:
         depth: the most messages that may wait in a queue.
         margin: the most messages of one batch; a queue with less room than that counts as full.
+        by_module: whether a queue gets all events of the modules that it wants, as RabbitMQ's
+            exchanges copy them; otherwise only those of the types that it wants.
     """
 
-    def __init__(self, depth: int, margin: int) -> None:
+    def __init__(self, depth: int, margin: int, *, by_module: bool = False) -> None:
         self._depth = depth
         self._margin = margin
+        self._by_module = by_module
         self._left: dict[str, int] = {}
         self._lock = threading.Lock()
 
@@ -34,8 +37,11 @@ class QueueRoom:
                 if each.holding:
                     self._left.pop(each.name, None)
                 else:
-                    wanted = sum(each.wants(*kind) for kind in kinds)
-                    self._left[each.name] = self._left.get(each.name, 0) - wanted
+                    gets = sum(
+                        each.wants_of(module) if self._by_module else each.wants(module, event_type)
+                        for module, event_type in kinds
+                    )
+                    self._left[each.name] = self._left.get(each.name, 0) - gets
 
     def unknown(self) -> list[str]:
         """The queues whose depth must be looked at before the next batch."""

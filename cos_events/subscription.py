@@ -39,9 +39,13 @@ class Subscription:
 
     def wants(self, module: str, event_type: str) -> bool:
         """Whether an event of this module and type is for this subscription."""
-        return (self.modules is None or module in self.modules) and (
+        return self.wants_of(module) and (
             self.event_types is None or event_type in self.event_types
         )
+
+    def wants_of(self, module: str) -> bool:
+        """Whether it wants events of this module, of whatever type."""
+        return self.modules is None or module in self.modules
 
 
 @dataclass(frozen=True, slots=True)

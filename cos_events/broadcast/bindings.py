@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from cos_events.subscription import Recipient
@@ -16,11 +17,20 @@ class Bindings:
     """What this connection has declared already, so that each is declared once.
 
     A queue is bound to the exchange of each module that its subscription wants, and unbound while
-    it is holding: what the exchange does not copy then waits in PostgreSQL.
+    it is holding: what the exchange does not copy then waits in PostgreSQL. From what it wants no
+    more it is unbound, too.
+
+    Parameters:
+        connection: to RabbitMQ.
+        parted: which queue was unbound from which module, and what its subscription wanted; may
+            outlive the connection, since nobody binds it again before that wants something else.
     """
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(
+        self, connection: Any, parted: dict[tuple[str, str], frozenset[str] | None]
+    ) -> None:
         self._connection = connection
+        self._parted = parted
         self._usable: dict[str, bool] = {}
         self._done: set[tuple[str, Recipient]] = set()
 
@@ -32,8 +42,9 @@ class Bindings:
             if not self._usable[module]:
                 continue
             for recipient in recipients:
-                wanted = recipient.modules is None or module in recipient.modules
-                if wanted and (module, recipient) not in self._done:
+                if not recipient.wants_of(module):
+                    self._part(module, recipient)
+                elif (module, recipient) not in self._done:
                     self._bind(module, recipient)
                     self._done.add((module, recipient))
 
@@ -52,6 +63,7 @@ class Bindings:
         return True
 
     def _bind(self, module: str, recipient: Recipient) -> None:
+        self._parted.pop((module, recipient.name), None)
         queue = subscription_queue(
             recipient.name, () if recipient.holding else (module,), rabbitmq=True
         )
@@ -62,3 +74,14 @@ class Bindings:
         except self._connection.channel_errors as error:
             # One queue that somebody made otherwise must not stop all the others.
             logger.error("queue %s cannot be used: %s; delete it", queue.name, error)  # noqa: TRY400
+
+    def _part(self, module: str, recipient: Recipient) -> None:
+        if self._parted.get((module, recipient.name)) == recipient.modules:
+            return
+        # There may be no such queue.
+        with suppress(*self._connection.channel_errors):
+            unbind(self._connection, subscription_queue(recipient.name, (), rabbitmq=True), module)
+        self._parted[module, recipient.name] = recipient.modules
+        self._done = {
+            each for each in self._done if (each[0], each[1].name) != (module, recipient.name)
+        }

@@ -38,6 +38,7 @@ class RabbitMQWire:
         self._connection: Any = None
         self._channel: Any = None
         self._bindings: Bindings | None = None
+        self._parted: dict[tuple[str, str], frozenset[str] | None] = {}
         self._declared_at = 0.0
         self._last_tag = 0
         self._unconfirmed: set[int] = set()
@@ -111,7 +112,7 @@ class RabbitMQWire:
     def _fresh_bindings(self) -> Bindings:
         now = time.monotonic()
         if self._bindings is None or now - self._declared_at > DECLARE_AGAIN_AFTER:
-            self._bindings, self._declared_at = Bindings(self._connection), now
+            self._bindings, self._declared_at = Bindings(self._connection, self._parted), now
         return self._bindings
 
     def _publish(self, body: str, headers: dict[str, Any], **where: str) -> None:

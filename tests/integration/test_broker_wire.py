@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import amqp
@@ -132,6 +132,18 @@ def test_a_queue_gets_nothing_of_a_module_that_it_does_not_want(
     wire.send(events(module, 3), [wanting, other])
     assert len(queued(wanting.name)) == 3
     assert broker.queue_depths([other.name]) in ({}, {other.name: 0})
+
+
+def test_a_queue_gets_nothing_of_a_module_that_it_wants_no_more(
+    wire: BrokerWire, module: str, subscription: Callable[..., Recipient]
+) -> None:
+    wide = subscription()
+    narrow = replace(wide, modules=frozenset({"another_module"}))
+    counts = []
+    for recipient in (wide, narrow, wide, narrow):
+        wire.send(events(module, 3), [recipient])
+        counts.append(len(queued(wide.name)))
+    assert counts == [3, 0, 3, 0]
 
 
 def test_unwanted_event_types_are_filtered_here_or_left_to_the_subscribers_task(

@@ -47,7 +47,8 @@ def name(
 def publish(database: Engine, name: str) -> Iterator[Callable[[], int]]:
     """Publishes a batch of up to five, for queues of up to twenty."""
     with closing(make_broadcaster()) as broadcaster:
-        publisher = Publisher(database, broadcaster, QueueRoom(DEPTH, MARGIN))
+        room = QueueRoom(DEPTH, MARGIN, by_module=broker.on_rabbitmq())
+        publisher = Publisher(database, broadcaster, room)
         yield lambda: publisher.publish(limit=MARGIN)
 
 
@@ -115,6 +116,17 @@ def test_a_full_queue_stays_at_its_depth_and_the_rest_waits_in_postgresql(
     assert 0 < depth(name) <= DEPTH
     assert states(database) == {"held": 100 - depth(name)}
     assert is_holding(database)
+
+
+def test_a_queue_that_gets_what_its_subscription_does_not_want_stays_at_its_depth_too(
+    database: Engine, name: str, publish: Callable[[], int]
+) -> None:
+    with database.begin() as connection:
+        subscriptions.register(connection, [Subscription(name, event_types=frozenset({"rare"}))])
+    record(database, 100)
+    publish_all(publish)
+    assert depth(name) <= DEPTH
+    assert states(database) == {}
 
 
 def test_what_is_held_follows_in_order_as_the_queue_drains_and_then_all_is_as_before(
@@ -253,7 +265,7 @@ def test_a_batch_that_failed_counts_as_sent_where_depths_are_watched(
     database: Engine, name: str
 ) -> None:
     record(database, 5)
-    room = QueueRoom(DEPTH, MARGIN)
+    room = QueueRoom(DEPTH, MARGIN, by_module=broker.on_rabbitmq())
     refusing: Broadcaster = _Refusing()  # type: ignore[assignment]
     with pytest.raises(BroadcastError):
         Publisher(database, refusing, room).publish()
