@@ -20,6 +20,7 @@ from cos_events import (
 from cos_events.consumer import DeliveryStep, RelayStep, is_installed
 from cos_events.errors import CosEventsError
 from cos_events.publisher import publish  # noqa: F401 - the task, which each application has
+from cos_events.pubsub.clients import make_client
 from cos_events.settings import get_settings, mask
 from cos_events.store import subscriptions
 from cos_events.store.engine import explained, get_engine
@@ -145,6 +146,8 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
     _compare_names(consumed or (), [queue.name for queue in queues], set(app.amqp.queues))
     _compare_brokers()
     try:
+        # Each publish task would fail by a REDIS_URL that cannot be used.
+        make_client().close()
         register_subscriptions(app)
     except CosEventsError as error:
         # Celery logs what a receiver raises and starts the worker all the same.

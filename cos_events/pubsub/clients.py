@@ -155,6 +155,10 @@ def _make_pool(kind: Any, url: str | None, **changes: Any) -> Any:
     }
     url = url or settings.redis_url
     try:
-        return kind.from_url(url, **options | changes)
-    except ValueError as error:
-        raise ConfigurationError(f"REDIS_URL={mask(url)!r}: {error}") from None
+        pool = kind.from_url(url, **options | changes)
+        # It takes any option; a connection, which it would make first when it is needed, does not.
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError) as error:
+        why = str(error).replace("AbstractConnection.__init__()", "redis-py")
+        raise ConfigurationError(f"REDIS_URL={mask(url)!r}: {why}") from None
+    return pool

@@ -216,6 +216,15 @@ def test_a_channel_that_is_away_misses_events_and_nothing_else_does(database: En
     assert away.missed == 3
 
 
+def test_a_channel_that_fails_in_whatever_way_stops_no_event(
+    database: Engine, channel: ChannelWire, make: Callable[..., Publisher], monkeypatch: Any
+) -> None:
+    record(database, 3)
+    monkeypatch.setattr("redis.client.Pipeline.execute", lambda *_, **__: 1 / 0)
+    assert make(FakeWire()).publish() == 3
+    assert (unpublished(database), channel.missed) == (0, 3)
+
+
 def test_the_channel_hears_nothing_of_what_the_broker_did_not_take(
     servers: Servers, database: Engine, unique: Callable[[str], str], make: Callable[..., Publisher]
 ) -> None:

@@ -207,11 +207,18 @@ def test_every_redis_setting_takes_effect(environment) -> None:
         assert RedisTimeout not in client.get_retry()._supported_errors
 
 
-def test_a_url_that_cannot_be_read_is_a_configuration_error_without_its_password(
-    environment,
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ("notaport/0", "port"),
+        ("1/0?ssl_cert_reqs=none", "redis-py got an unexpected keyword argument 'ssl_cert_reqs'"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_a_configuration_error_without_its_password(
+    environment, end: str, why: str
 ) -> None:
-    environment(REDIS_URL="redis://:hunter2@localhost:notaport/0")
-    with pytest.raises(ConfigurationError, match="REDIS_URL=.*port") as refused:
+    environment(REDIS_URL=f"redis://:hunter2@localhost:{end}")
+    with pytest.raises(ConfigurationError, match=f"REDIS_URL=.*{why}") as refused:
         pubsub_clients.get_redis_client_sync()
     assert SECRET not in str(refused.value)
 
