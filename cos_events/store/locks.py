@@ -5,7 +5,8 @@ writes a subscription's row; so does one that waits for another connection's: th
 first while it decides on the second elsewhere.
 
 Whoever has one of them, or a row that others wait for, waits for a handler's row in bounded time
-only: a handler may run for ever.
+only: a handler may run for ever. Of a process that has stopped meanwhile PostgreSQL ends the
+transaction.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Function, func, select, text
+from sqlalchemy import Connection, Function, func, literal_column, select, text
 from sqlalchemy.exc import OperationalError
 
 from cos_events.store.engine import wait_at_most
 
 HANDLER_TIMEOUT_MS = 50
 """Milliseconds that a sweep, or a publisher, waits for a handler that holds an event's row."""
+
+LET_GO_AFTER = 60
+"""Seconds after which PostgreSQL ends the transaction of a process that has stopped within it: what
+it has locked would stay so."""
+
+LET_GO = func.set_config(
+    "idle_in_transaction_session_timeout", f"{LET_GO_AFTER}s", literal_column("true")
+)
+"""An expression that has PostgreSQL do so in this transaction."""
 
 Written = TypeVar("Written")
 
@@ -110,6 +120,6 @@ def in_bounded_time(connection: Connection) -> Iterator[None]:
 def _lock(connection: Connection, *names: str, wait: bool = True) -> bool:
     key = [func.hashtext(each) for each in names]
     if wait:
-        connection.execute(select(func.pg_advisory_xact_lock(*key)))
+        connection.execute(select(func.pg_advisory_xact_lock(*key), LET_GO))
         return True
-    return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(*key))))
+    return bool(connection.scalar(select(func.pg_try_advisory_xact_lock(*key), LET_GO)))

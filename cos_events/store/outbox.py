@@ -17,7 +17,6 @@ from sqlalchemy import (
     cast,
     extract,
     func,
-    literal_column,
     select,
     update,
 )
@@ -54,14 +53,6 @@ class Pending:
         return replace(self, traceparent=traceparent)
 
 
-LET_GO_AFTER = 60
-"""Seconds after which PostgreSQL ends the transaction of a publisher that has stopped within it:
-its rows would stay locked, and no subscription could begin or end to hold."""
-
-_LET_GO = func.set_config(
-    "idle_in_transaction_session_timeout", f"{LET_GO_AFTER}s", literal_column("true")
-)
-
 _THESE = bindparam("these", type_=ARRAY(BigInteger))
 _WAITING = (
     select(OutboxRow.id)
@@ -87,7 +78,7 @@ def _claim(waiting: Select[int]) -> Update:
             cast(extract("epoch", OutboxRow.published_at - OutboxRow.recorded_at), Float),
             # Evaluated once, when there is a row: a trip to the database less.
             select(locks.share_holding()).scalar_subquery(),
-            select(_LET_GO).scalar_subquery(),
+            select(locks.LET_GO).scalar_subquery(),
         )
     )
 

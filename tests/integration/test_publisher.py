@@ -26,7 +26,8 @@ from cos_events.errors import BroadcastError, BrokerAway
 from cos_events.publisher import Publisher
 from cos_events.settings import get_settings
 from cos_events.store import outbox
-from cos_events.store.outbox import LET_GO_AFTER, Pending
+from cos_events.store.locks import LET_GO_AFTER
+from cos_events.store.outbox import Pending
 from cos_events.subscription import Subscription
 from cos_events.topology import channel_name
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from locks import waits_for_a_lock
-from sqlalchemy import Engine, select, true
+from sqlalchemy import Engine, func, select, true
 from sqlalchemy.orm import Session
 
 from cos_events.broadcast import BrokerWire, Copy, make_broadcaster, make_wire
@@ -61,6 +61,20 @@ def test_a_worker_that_makes_two_known_waits_for_a_lock_without_any_of_their_row
                 wait_at_most(deciding, 5_000)
                 held.begin_to_hold(deciding, "first")
         registered.result(PATIENCE)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_lock_of_a_process_that_has_stopped_is_let_go(
+    database: Engine, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    at_once = func.set_config("idle_in_transaction_session_timeout", "50ms", true())
+    monkeypatch.setattr(locks, "LET_GO", at_once)
+    with database.connect() as stopped:
+        assert locks.subscription(stopped, "mailer", wait=wait)
+        monkeypatch.undo()
+        with database.connect() as other:
+            eventually(lambda: locks.subscription(other, "mailer", wait=False))
+        stopped.invalidate()
 
 
 def test_a_publisher_holds_past_an_event_whose_handler_runs(
