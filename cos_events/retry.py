@@ -48,6 +48,11 @@ class Dead:
     reason: str
 
 
+FEWEST_DEATHS = 2
+"""Of a message that the broker has lost nobody knows whether a worker had it: that counts as one
+death, and must not end it."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """A subscription's retry options: Celery's names and meaning, with defaults for a durable bus.
@@ -61,7 +66,8 @@ class RetryPolicy:
         retry_backoff_max: the longest delay, in seconds.
         retry_jitter: draw the delay from nought to its value, so that retries spread.
         default_retry_delay: seconds, without backoff.
-        max_deaths: how many processes in a row may die of one message before it is a dead letter.
+        max_deaths: how many processes in a row may die of one message before it is a dead letter;
+            at least `FEWEST_DEATHS`.
     """
 
     autoretry_for: Errors = (Exception,)
@@ -91,9 +97,9 @@ class RetryPolicy:
         for name in ("autoretry_for", "dont_autoretry_for"):
             check_errors(name, getattr(policy, name))
         for name, kinds in _NUMBERS.items():
-            value = getattr(policy, name)
-            if not isinstance(value, kinds) or (isinstance(value, int | float) and value < 0):
-                raise SubscriptionError(f"{name} must be a number, 0 or more, not {value!r}")
+            value, least = getattr(policy, name), FEWEST_DEATHS if name == "max_deaths" else 0
+            if not isinstance(value, kinds) or (isinstance(value, int | float) and value < least):
+                raise SubscriptionError(f"{name} must be a number, {least} or more, not {value!r}")
         return policy
 
     def decide(self, error: BaseException, retries: int, deaths: int = 0) -> RetryAfter | Dead:
