@@ -32,7 +32,7 @@ class Account:
         committed: events that it is owed.
         delivered: had their effect.
         held: wait in PostgreSQL: its queue is full, it is paused, or their turn has not come.
-        waiting: in the outbox, not yet published.
+        waiting: in the outbox, not yet published; or history that a new one is still to get.
         in_flight: published a moment ago, or waiting for a retry.
         dead: waiting for a person among the dead letters.
         discarded: purged by a person.
@@ -121,6 +121,8 @@ class _Book:
 def _statement(names: Sequence[str], selection: Selection) -> Any:
     overdue = OutboxRow.published_at < func.now() - text("make_interval(secs => :grace)")
     no_row = DeliveryRow.event_id.is_(None)
+    history = OutboxRow.id <= func.coalesce(SubscriptionRow.backfill_until, 0)
+    waiting = or_(OutboxRow.published_at.is_(None), history)
     state = DeliveryRow.state
 
     def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
@@ -137,11 +139,11 @@ def _statement(names: Sequence[str], selection: Selection) -> Any:
             func.count(OutboxRow.id),
             count(state == "delivered"),
             count(state == "held"),
-            count(and_(no_row, OutboxRow.published_at.is_(None))),
-            count(or_(state == "retrying", and_(no_row, ~overdue))),
+            count(and_(no_row, waiting)),
+            count(or_(state == "retrying", and_(no_row, ~waiting, ~overdue))),
             count(state == "dead"),
             count(state == "discarded"),
-            count(and_(no_row, overdue)),
+            count(and_(no_row, ~waiting, overdue)),
         )
         .join(OutboxRow, and_(OutboxRow.id > SubscriptionRow.starts_after, wanted()))
         .outerjoin(

@@ -162,8 +162,12 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
 
 
 def oldest_without_delivery(connection: Connection, subscription: str) -> float:
-    """Seconds since the oldest event was published that it has no delivery row for; 0 if none."""
-    through = watermark(connection, subscription)
+    """Seconds since the oldest event was published that it has no delivery row for; 0 if none.
+
+    History that a new subscription is still to get does not count.
+    """
+    known = func.greatest(SubscriptionRow.settled_through, SubscriptionRow.backfill_until)
+    through = connection.scalar(select(known).where(SubscriptionRow.name == subscription)) or 0
     oldest = connection.scalar(
         select(OutboxRow.published_at)
         .join(SubscriptionRow, SubscriptionRow.name == subscription)

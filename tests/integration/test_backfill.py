@@ -18,6 +18,7 @@ from cos_events.errors import SubscriptionError
 from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
 from cos_events.relay import Redelivery
+from cos_events.store.ledger import verify
 from cos_events.store.models import SubscriptionRow
 
 if TYPE_CHECKING:
@@ -77,11 +78,19 @@ def record(bus: Bus, numbers: range) -> None:
 
 
 def test_all_history_is_delivered_first_to_last_and_each_event_once(
-    bus: Bus, publish: Callable[[], int], handler: Any, had: list[int], sweep: Callable[[str], int]
+    bus: Bus,
+    database: Engine,
+    publish: Callable[[], int],
+    handler: Any,
+    had: list[int],
+    sweep: Callable[[str], int],
 ) -> None:
     record(bus, range(25))
     publish()
     name = bus.declare(handler, start_from="beginning")
+    with database.connect() as connection:
+        (account,) = verify(connection, grace=0)
+    assert (account.waiting, account.missing) == (25, 0)
     run_all(sweep, name)
     assert had == list(range(25))
 

@@ -79,6 +79,16 @@ def test_a_subscription_that_gets_nothing_is_not(
     assert connect().get("/health/ready").status_code == 200
 
 
+def test_history_that_a_new_subscription_is_still_to_get_is_no_problem(
+    connect: Connect, database: Engine, add_old: Callable[..., None]
+) -> None:
+    subscribe(database, "mailer")
+    add_old(published=True)
+    with database.begin() as connection:
+        connection.execute(update(SubscriptionRow).values(backfill_until=10**6))
+    assert connect().get("/health/ready").status_code == 200
+
+
 def test_a_database_that_is_away_or_empty_is_a_problem_with_a_sentence(connect: Connect) -> None:
     client = connect(DATABASE_URL="postgresql://nobody:secret@127.0.0.1:1/none")
     answer = client.get("/health/ready")
