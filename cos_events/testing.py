@@ -58,6 +58,7 @@ class EventBus:
         self.redis: Wire = bench.redis
         self.broker: Wire = bench.broker
         self._bench = bench
+        self._started: set[str] = set()
 
     def start(
         self,
@@ -87,6 +88,7 @@ class EventBus:
             self._bench.start_subscriber(f"subscriber-{number + 1}", app, subscriptions)
             for number in range(subscribers)
         ]
+        self._started.update(subscriptions)
         for each in started:
             each.await_ready()
 
@@ -139,8 +141,11 @@ class EventBus:
     def wait(self, timeout: float = FIRST_WAIT) -> dict[str, Account]:
         """Start again what has died, and wait until every event is delivered or a dead letter.
 
+        At the subscriptions that were started, or at all: a worker makes all of its application's
+        known.
+
         Returns:
-            The accounts then.
+            The accounts then, of all subscriptions.
 
         Raises:
             Unsettled: that did not come about within `timeout` seconds.
@@ -149,7 +154,8 @@ class EventBus:
         while True:
             self._bench.keep_alive()
             accounts = self.accounts()
-            owed = [each for each in accounts.values() if each.committed > _settled(each)]
+            waited_for = [accounts[name] for name in self._started or accounts]
+            owed = [each for each in waited_for if each.committed > _settled(each)]
             if not owed:
                 return accounts
             if time.monotonic() > deadline:

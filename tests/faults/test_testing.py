@@ -17,6 +17,13 @@ def test_the_example_of_the_page_passes(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+def test_a_subscription_that_was_not_started_is_not_waited_for(tmp_path: Path) -> None:
+    first = '@subscriber("stock"'
+    another = f'subscriber("bills")(lambda message: None)\n\n\n{first}'
+    ended = run_example(tmp_path, (first, another))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_a_wait_in_vain_says_why_the_handler_failed(tmp_path: Path) -> None:
     ended = run_example(tmp_path, ("wait()", "wait(10)"), ("INTO taken", "INTO taken_elsewhere"))
     assert ended.returncode == 1
