@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -18,14 +18,14 @@ from cos_events import (
     worker_telemetry,  # noqa: F401 - listens to the worker's signals
 )
 from cos_events.consumer import DeliveryStep, RelayStep, is_installed
-from cos_events.errors import CosEventsError
+from cos_events.errors import CosEventsError, SubscriptionError
 from cos_events.publisher import publish  # noqa: F401 - the task, which each application has
 from cos_events.pubsub.clients import make_client
 from cos_events.settings import get_settings, mask
 from cos_events.store import subscriptions
 from cos_events.store.engine import explained, get_engine
 from cos_events.subscribers import subscribers_of
-from cos_events.topology import publish_queue, subscription_queue
+from cos_events.topology import PUBLISH_QUEUE, publish_queue, subscription_queue
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +106,22 @@ def _choose_transport(instance: Any, **_: Any) -> None:
         app.conf.broker_transport = broker.transport_of(broker.broker_url())
 
 
-def _compare_names(consumed: Iterable[str], ours: Sequence[str], known: set[str]) -> None:
-    """Say so if `-Q` names what is almost a queue of the bus: Celery makes one of any name."""
+def _compare_queues(app: Celery, consumed: Iterable[str]) -> None:
+    """Refuse a subscription that has no handler here; say so if a queue is almost one of the bus.
+
+    Celery makes a queue of any name that `-Q` has, and deletes what it knows no task for.
+    """
+    with explained(), get_engine().connect() as connection:
+        known = [each.name for each in subscriptions.load(connection)]
+    ours = subscribers_of(app)
     for name in consumed:
-        if name not in known and (meant := get_close_matches(name, ours, 1)):
+        if name in known and name not in ours:
+            raise SubscriptionError(
+                f"{name} is a subscription whose handler this application does not have, or does "
+                "not import: Celery would delete its events; name its module in `imports`"
+            )
+        meant = get_close_matches(name, [PUBLISH_QUEUE, *known], 1)
+        if meant and name not in app.amqp.queues:
             logger.warning(
                 "this worker consumes a queue %r that nobody has declared: is %r meant?",
                 *(name, meant[0]),
@@ -143,12 +155,12 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
         # On RabbitMQ Celery complains of each that is not there yet.
         if consumed is None or queue.name in consumed:
             app.amqp.queues.select_add(queue)
-    _compare_names(consumed or (), [queue.name for queue in queues], set(app.amqp.queues))
     _compare_brokers()
     try:
         # Each publish task would fail by a REDIS_URL that cannot be used.
         make_client().close()
         register_subscriptions(app)
+        _compare_queues(app, consumed or ())
     except CosEventsError as error:
         # Celery logs what a receiver raises and starts the worker all the same.
         raise SystemExit(f"cos-events: {error}") from error

@@ -11,6 +11,8 @@ from sqlalchemy import Engine
 
 from cos_events import install
 from cos_events.app import _declare_queues
+from cos_events.store import subscriptions
+from cos_events.subscription import Subscription
 from cos_events.topology import PUBLISH_QUEUE
 
 URL = "redis://:pa55word@127.0.0.1:6390/0"
@@ -48,6 +50,16 @@ def test_a_misspelt_queue_is_named_with_what_is_meant(start: Callable[..., str])
     said = start(URL, ["cos_events.publsh", "reports"])
     assert "a queue 'cos_events.publsh' that nobody has declared: is 'cos_events.publish'" in said
     assert "reports" not in said
+
+
+def test_a_worker_without_a_subscriptions_handler_does_not_take_its_events(
+    start: Callable[..., str], database: Engine
+) -> None:
+    with database.begin() as connection:
+        subscriptions.register(connection, [Subscription("mailer")])
+    with pytest.raises(SystemExit, match="cos-events: mailer is a subscription whose handler"):
+        start(URL, [PUBLISH_QUEUE, "mailer"])
+    assert "a queue 'mailr' that nobody has declared: is 'mailer' meant?" in start(URL, ["mailr"])
 
 
 def test_another_broker_than_the_commands_look_for_is_named_without_its_password(
