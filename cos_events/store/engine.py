@@ -11,7 +11,7 @@ from math import inf
 from typing import Any
 
 import psycopg2
-from sqlalchemy import Connection, Dialect, Engine, create_engine, event, text
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -26,8 +26,17 @@ logger = logging.getLogger(__name__)
 _OWN_WAIT = "cos_events_own_wait"
 """The execution option that says what PostgreSQL's commits wait for by themselves."""
 
-CONNECT_TIMEOUT = 5
-"""Seconds to wait for PostgreSQL to accept a connection."""
+PATIENCE = {
+    "connect_timeout": 5,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+"""How long a server is waited for that does not answer, unless the URL says otherwise: seconds to
+accept a connection; until a silent one is tried, between tries, and how many; and milliseconds in
+which what was sent must have arrived. By the system's own a worker would wait for two hours for a
+server whose host is gone."""
 
 INSUFFICIENT_PRIVILEGE = "42501"
 """PostgreSQL's code for a role that may not."""
@@ -48,9 +57,9 @@ def make_engine(url: str, **options: Any) -> Engine:
     options.setdefault("isolation_level", "READ COMMITTED")
     # The last one used: its server process has its caches warm.
     options.setdefault("pool_use_lifo", True)
-    engine = create_engine(
-        url, hide_parameters=True, connect_args={"connect_timeout": CONNECT_TIMEOUT}, **options
-    )
+    said = make_url(url).query
+    patience = {name: value for name, value in PATIENCE.items() if name not in said}
+    engine = create_engine(url, hide_parameters=True, connect_args=patience, **options)
     # SQLAlchemy's own `pool_pre_ping` asks before each use: a quarter of a delivery's time.
     event.listen(engine, "checkin", _note_use)
     event.listen(engine, "checkout", _ping_if_idle)
