@@ -4,6 +4,7 @@ The ledger is what counts: everything here works also when the broker has lost i
 queues. Only messages that are no envelopes are on the broker alone.
 """
 
-from cos_events.dead_letters.burying import bury, bury_unusable, describe
+from cos_events.dead_letters.burying import bury, bury_unusable
+from cos_events.error_text import describe
 
 __all__ = ["bury", "bury_unusable", "describe"]

@@ -8,33 +8,16 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import Reject
-from sqlalchemy.exc import DBAPIError
 
 from cos_events import broker, telemetry
 from cos_events.broadcast.message import headers_of
 from cos_events.envelope import format_timestamp
+from cos_events.error_text import MAX_LENGTH, describe
 from cos_events.settings import get_settings
 from cos_events.telemetry import names
 from cos_events.topology import dead_letter_queue
 
 logger = logging.getLogger(__name__)
-
-MAX_ERROR_LENGTH = 2_000
-"""The most characters of an error that are kept."""
-
-
-def describe(error: BaseException) -> str:
-    """An error's type and text, fit to be kept and shown.
-
-    Of a database error only the SQLSTATE: its text quotes values. What PostgreSQL cannot store is
-    escaped.
-    """
-    try:
-        text = f"SQLSTATE {error.orig.pgcode}" if isinstance(error, DBAPIError) else str(error)  # type: ignore[union-attr]
-    except Exception as unreadable:  # noqa: BLE001 - an exception of somebody else's
-        text = f"its text cannot be read ({type(unreadable).__name__})"
-    clean = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-    return f"{type(error).__name__}: {clean}"[:MAX_ERROR_LENGTH]
 
 
 def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
@@ -99,7 +82,7 @@ def _publish(
             content_encoding="binary",
             headers={
                 "subscription": subscription,
-                "reason": reason[:MAX_ERROR_LENGTH],
+                "reason": reason[:MAX_LENGTH],
                 "died_at": format_timestamp(datetime.now(UTC)),
                 **headers_of(span.traceparent),
                 **headers,

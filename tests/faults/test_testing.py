@@ -27,7 +27,10 @@ def test_a_subscription_that_was_not_started_is_not_waited_for(tmp_path: Path) -
 def test_a_wait_in_vain_says_why_the_handler_failed(tmp_path: Path) -> None:
     ended = run_example(tmp_path, ("wait()", "wait(10)"), ("INTO taken", "INTO taken_elsewhere"))
     assert ended.returncode == 1
-    expected = r"stock: 0 of \d+, the last failure: ProgrammingError: SQLSTATE 42P01"
+    expected = (
+        r"stock: 0 of \d+, the last failure: ProgrammingError: UndefinedTable \(SQLSTATE 42P01\): "
+        r'relation "taken_elsewhere" does not exist'
+    )
     assert re.search(expected, ended.stdout), ended.stdout
 
 

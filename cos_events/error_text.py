@@ -1,0 +1,53 @@
+"""What is said of an error, in the ledger, on a page and in the log."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from psycopg2 import errors
+from sqlalchemy.exc import DBAPIError
+
+MAX_LENGTH = 2_000
+"""The most characters of an error that are kept."""
+
+_ABOUT_NAMES = {"3F000", "42P01", "42703", "42883"}
+"""What PostgreSQL does not know: the message says which schema, table, column or function."""
+
+
+def describe(error: BaseException) -> str:
+    """An error's type and text, fit to be kept and shown.
+
+    Of a database error only what holds no value, since its text quotes them: the condition, its
+    SQLSTATE, and names out of the schema. What PostgreSQL cannot store is escaped.
+    """
+    try:
+        text = _condition(error.orig) if isinstance(error, DBAPIError) else str(error)
+    except Exception as unreadable:  # noqa: BLE001 - an exception of somebody else's
+        text = f"its text cannot be read ({type(unreadable).__name__})"
+    clean = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return f"{type(error).__name__}: {clean}"[:MAX_LENGTH]
+
+
+def _condition(raised: Any) -> str:
+    """For example: `UniqueViolation (SQLSTATE 23505), table shop.orders, constraint orders_pkey`.
+
+    Args:
+        raised: by the driver, whichever that is.
+    """
+    code = getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None)
+    if code is None:
+        return f"{type(raised).__module__}.{type(raised).__name__}, without an SQLSTATE"
+    text = f"SQLSTATE {code}"
+    with suppress(KeyError):
+        text = f"{errors.lookup(code).__name__} ({text})"
+    diagnosis = getattr(raised, "diag", None)
+
+    def part(name: str) -> str:
+        return getattr(diagnosis, name, None) or ""
+
+    if code in _ABOUT_NAMES and (message := part("message_primary")):
+        text += f": {message}"
+    table = ".".join(filter(None, (part("schema_name"), part("table_name"))))
+    named = {"table": table, "column": part("column_name"), "constraint": part("constraint_name")}
+    return ", ".join([text, *(f"{what} {name}" for what, name in named.items() if name)])
