@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,6 +13,7 @@ from celery.exceptions import Reject, WorkerLostError
 from cos_events import dead_letters, gate, telemetry
 from cos_events.broadcast.message import headers_of
 from cos_events.envelope import Envelope
+from cos_events.error_frames import frames, innermost_frame
 from cos_events.retry import Dead, RetryAfter
 from cos_events.settings import get_settings
 from cos_events.store import deliveries
@@ -73,7 +73,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         logger.warning(
             "%s: event %s failed, attempt %d, the next in %.0f s: %s%s",
             *(subscriber.name, event_id, retries + 1, outcome.seconds, text),
-            "".join(_frames(error)[-1:]),
+            innermost_frame(error),
         )
         telemetry.count(names.RETRIED, envelope.source_module, subscriber.name)
         if outcome.seconds <= LONGEST_ON_BROKER:
@@ -82,7 +82,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     logger.error(
         "%s: event %s is a dead letter after %d attempt%s: %s: %s%s",
         *(subscriber.name, event_id, retries + 1, "s" if retries else "", outcome.reason, text),
-        "".join(_frames(error)),
+        frames(error),
     )
     dead_letters.bury(
         task.app,
@@ -96,14 +96,6 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     telemetry.count(names.DEAD, envelope.source_module, subscriber.name)
     gate.ended(subscriber, [envelope])
     return None
-
-
-def _frames(error: Exception) -> list[str]:
-    """Where it was raised, outermost call first, each on lines of its own.
-
-    Not the whole traceback as Python writes it: the texts in that may hold an event's content.
-    """
-    return [f"\n{each.rstrip()}" for each in traceback.format_tb(error.__traceback__)]
 
 
 def wait_for_ledger(
