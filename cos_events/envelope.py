@@ -24,7 +24,19 @@ from cos_events.errors import InvalidEnvelope
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 """What a source module, an event type and a subscription may be called: a lower-case identifier."""
 
+_NAME = re.compile(NAME_PATTERN.removesuffix("$"))
+
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+
+
+def why_no_name(what: str, name: object) -> str:
+    """A sentence on why this cannot be the name of `what`, such as "a module"; empty if it can."""
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return ""
+    return (
+        f"{name!r:.80} cannot name {what}: use a lower-case letter, "
+        "then up to 62 lower-case letters, digits and underscores"
+    )
 
 
 def format_timestamp(moment: datetime) -> str:

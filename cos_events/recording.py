@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from cos_events import capture, telemetry
 from cos_events.context import current_request_id
-from cos_events.envelope import Envelope, describe
+from cos_events.envelope import Envelope, describe, why_no_name
 from cos_events.errors import InvalidEnvelope, InvalidPayload
 from cos_events.settings import get_settings
 from cos_events.store.models import Companion, OutboxRow
@@ -41,10 +41,14 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
     if not isinstance(data, Mapping):
         kind = type(data).__name__
         raise InvalidPayload(f"cannot record this event: data must be a mapping, not {kind}")
+    source_module = module or get_settings().module
+    for what, name in (("an event type", event_type), ("a module", source_module)):
+        if why := why_no_name(what, name):
+            raise InvalidPayload(f"cannot record this event: {why}")
     try:
         return Envelope(
             base_log_id=base_log_id or uuid7(),
-            source_module=module or get_settings().module,
+            source_module=source_module,
             timestamp=timestamp or datetime.now(UTC),
             trace_id=trace_id or telemetry.current_trace_id() or uuid4().hex,
             request_id=request_id or current_request_id(),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from cos_events.envelope import NAME_PATTERN
+from cos_events.envelope import why_no_name
 from cos_events.errors import SubscriptionError
-
-_NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +24,12 @@ class Subscription:
 
     def __post_init__(self) -> None:
         for what, name in [
-            ("subscription", self.name),
-            *(("module", module) for module in self.modules or ()),
-            *(("event type", event_type) for event_type in self.event_types or ()),
+            ("a subscription", self.name),
+            *(("a module", module) for module in self.modules or ()),
+            *(("an event type", event_type) for event_type in self.event_types or ()),
         ]:
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise SubscriptionError(
-                    f"{name!r} cannot name a {what}: use a lower-case letter, "
-                    "then up to 62 lower-case letters, digits and underscores"
-                )
+            if why := why_no_name(what, name):
+                raise SubscriptionError(why)
 
     def wants(self, module: str, event_type: str) -> bool:
         """Whether an event of this module and type is for this subscription."""

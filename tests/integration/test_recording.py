@@ -152,7 +152,6 @@ def test_a_key_that_is_no_text_is_refused(session, key) -> None:
     ("name", "value"),
     [
         ("base_log_id", "0197812c-0000-7000-8000-000000000001"),
-        ("module", "C C"),
         ("timestamp", datetime(2025, 6, 18)),  # noqa: DTZ001 - that is what is refused
         ("timestamp", datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))),
         ("timestamp", "2025-06-18"),
@@ -163,15 +162,27 @@ def test_a_key_that_is_no_text_is_refused(session, key) -> None:
     ],
 )
 def test_a_wrong_field_beside_the_data_is_named(session, name, value) -> None:
-    field = {"module": "source_module"}.get(name, name)
-    assert f"event: {field}" in refusal(session, {"fine": 1}, **{name: value})
+    assert f"event: {name}" in refusal(session, {"fine": 1}, **{name: value})
 
 
 @pytest.mark.parametrize("event_type", ["", "Prompt", "a b", 7, None])
-def test_a_wrong_event_type_is_refused(session, event_type) -> None:
-    with pytest.raises(InvalidPayload, match="event_type: "):
+def test_a_wrong_event_type_is_quoted_with_what_is_allowed(session, event_type) -> None:
+    with pytest.raises(InvalidPayload) as refused:
         record_event(session, event_type, {})
+    assert f"event: {event_type!r} cannot name an event type: use a lower-case" in str(
+        refused.value
+    )
     assert not session.new
+
+
+@pytest.mark.parametrize("module", ["C C", 7])
+def test_so_is_a_wrong_module(session, module) -> None:
+    sentence = f"event: {module!r} cannot name a module: use a lower-case letter"
+    assert sentence in refusal(session, {}, module=module)
+
+
+def test_of_a_wrong_name_only_the_beginning_is_quoted(session) -> None:
+    assert len(refusal(session, {}, module="x" * 10_000)) < 250
 
 
 def test_a_text_that_only_looks_like_a_nul_is_kept(session) -> None:

@@ -50,5 +50,5 @@ def test_a_wrong_name_is_quoted_with_what_is_allowed(name) -> None:
 def test_wrong_modules_and_event_types_are_refused_too(name) -> None:
     with pytest.raises(SubscriptionError, match="cannot name a module"):
         Subscription("audit", modules=frozenset(["cc", name]))
-    with pytest.raises(SubscriptionError, match="cannot name a event type|an event type"):
+    with pytest.raises(SubscriptionError, match="cannot name an event type"):
         Subscription("audit", event_types=frozenset([name]))
