@@ -151,6 +151,31 @@ def test_a_url_that_cannot_be_parsed_is_a_wrong_setting(settings) -> None:
         settings(DATABASE_URL="http://[::1")
 
 
+def test_an_at_sign_within_the_password_of_a_database_is_refused_without_a_part_of_it(
+    settings,
+) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        settings(DATABASE_URL="postgresql://app:hun@ter2@h/d")
+    expected = "DATABASE_URL='postgresql://app:***@h/d': has an @ in its password: write that as"
+    assert f"{expected} %40" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("DATABASE_URL", "postgresql+psycopg2://app:hun%40ter2@h/d"),
+        ("DATABASE_URL", "postgresql+psycopg2://app@server:hunter2@h/d@e?application_name=a@b"),
+        ("DATABASE_URL", "postgresql+psycopg2:///d?host=/run/a@b"),
+        # Their clients read it as it was meant.
+        ("REDIS_URL", "redis://:hun@ter2@h/0"),
+        ("BROKER_URL", "amqp://app:hun@ter2@h/v@w"),
+        ("BROKER_URL", "amqp://app:hunter2@h//;amqp://app:hunter2@other//"),
+    ],
+)
+def test_any_other_at_sign_may_stay(settings, variable, url) -> None:
+    assert getattr(settings(**{variable: url}), variable.lower()) == url
+
+
 @pytest.mark.parametrize(
     ("url", "masked"),
     [
@@ -162,6 +187,7 @@ def test_a_url_that_cannot_be_parsed_is_a_wrong_setting(settings) -> None:
         ("redis://app:hunter2@[::1]:6379/0", "redis://app:***@[::1]:6379/0"),
         ("postgresql://app:hun@ter2@h/d", "postgresql://app:***@h/d"),
         # SQLAlchemy takes these, so they do reach logs.
+        ("postgresql://app@server:hunter2@h/d", "postgresql://app@server:***@h/d"),
         ("postgresql://app:hun/ter2@h/d", "postgresql://app:***@h/d"),
         ("postgresql://app:hun#ter2@h/d", "postgresql://app:***@h/d"),
         ("postgresql://app:hun?ter2@h/d", "postgresql://app:***@h/d"),
