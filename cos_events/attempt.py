@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from cos_events import telemetry
 from cos_events.envelope import Envelope
+from cos_events.error_text import one_line
 from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
 from cos_events.store import deliveries
@@ -196,9 +197,9 @@ def ledger() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise LedgerAway(f"{type(error).__name__}: {error.orig}") from error
+        raise LedgerAway(f"{type(error).__name__}: {one_line(error)}") from error
     except PoolTimeout as error:
-        raise LedgerAway(f"no connection is free: {error}") from error
+        raise LedgerAway(f"no connection is free: {one_line(error)}") from error
 
 
 @contextmanager
@@ -208,7 +209,7 @@ def _unless_lost(connection: Connection) -> Iterator[None]:
         yield
     except DBAPIError as error:
         if connection.invalidated:
-            raise ConnectionLost(f"{type(error).__name__}: {error.orig}") from error
+            raise ConnectionLost(f"{type(error).__name__}: {one_line(error)}") from error
         raise
 
 
@@ -218,7 +219,7 @@ def _commit(begun: SessionTransaction) -> None:
         begun.commit()
     except DBAPIError as error:
         if error.connection_invalidated:
-            raise LedgerAway(f"{type(error).__name__}: {error.orig}") from error
+            raise LedgerAway(f"{type(error).__name__}: {one_line(error)}") from error
         raise
 
 

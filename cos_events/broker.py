@@ -11,6 +11,7 @@ from kombu import Connection
 from kombu.pidbox import Mailbox
 
 from cos_events import rabbitmq_transport, redis_transport
+from cos_events.error_text import one_line
 from cos_events.errors import BrokerAway
 from cos_events.settings import get_settings, mask
 from cos_events.topology import is_rabbitmq
@@ -121,7 +122,7 @@ def connected() -> Iterator[Any]:
             connection.ensure_connection(max_retries=max(0, len(connection.alt) - 1))
             yield connection
     except Exception as error:
-        raise BrokerAway(mask(broker_url()), str(error) or type(error).__name__) from error
+        raise BrokerAway(mask(broker_url()), one_line(error)) from error
 
 
 def is_away() -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from cos_events import telemetry
+from cos_events.error_text import one_line
 from cos_events.errors import CosEventsError
 from cos_events.telemetry import names
 
@@ -112,7 +113,7 @@ class CircuitBreaker:
         ):
             self._opened_at = now
             self.opened += 1
-            logger.warning("%s is down: %s", self.name, error)
+            logger.warning("%s is down: %s", self.name, one_line(error))
             telemetry.count(names.BREAKER_OPENED, self._label)
             self._show(opened=True)
 

@@ -21,6 +21,7 @@ from kombu.utils.uuid import uuid
 
 from cos_events import broker, telemetry
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError
 from cos_events.process import PerProcess
 from cos_events.settings import get_settings
@@ -129,7 +130,7 @@ class Dispatcher:
             self.dropped += len(ids)
         except Exception as error:  # noqa: BLE001 - a thread that dies would wake nobody again
             self.dropped += len(ids)
-            logger.debug("wake-up for %d rows not sent: %s", len(ids), error)
+            logger.debug("wake-up for %d rows not sent: %s", len(ids), one_line(error))
         else:
             self.sent += len(ids)
 

@@ -15,6 +15,17 @@ _ABOUT_NAMES = {"3F000", "42P01", "42703", "42883"}
 """What PostgreSQL does not know: the message says which schema, table, column or function."""
 
 
+def one_line(error: object) -> str:
+    """An error's own words, for a sentence of ours; the name of its class where it has none.
+
+    Of a database error those of the driver, without SQLAlchemy's around them.
+    """
+    said = error.orig if isinstance(error, DBAPIError) else error
+    # libpq's advice stands in lines of its own, which begin with a tab.
+    lines = (line for line in str(said).splitlines() if not line.startswith("\t"))
+    return " ".join(" ".join(lines).split()) or type(said).__name__
+
+
 def describe(error: BaseException) -> str:
     """An error's type and text, fit to be kept and shown.
 

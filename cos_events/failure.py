@@ -14,6 +14,7 @@ from cos_events import dead_letters, gate, telemetry
 from cos_events.broadcast.message import headers_of
 from cos_events.envelope import Envelope
 from cos_events.error_frames import frames, innermost_frame
+from cos_events.error_text import one_line
 from cos_events.retry import Dead, RetryAfter
 from cos_events.settings import get_settings
 from cos_events.store import deliveries
@@ -106,7 +107,7 @@ def wait_for_ledger(
     Raises:
         Reject: the broker did not take the copies.
     """
-    logger.warning("%s: PostgreSQL failed, its events come again: %s", task.name, away)
+    logger.warning("%s: PostgreSQL failed, its events come again: %s", task.name, one_line(away))
     for raw in raws:
         telemetry.in_hand(raw).fail(away)
         _send_again(task, raw, LEDGER_AWAY_DELAY, retries)

@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import broker, telemetry
+from cos_events.error_text import one_line
 from cos_events.errors import BrokerAway, ConfigurationError
 from cos_events.store.engine import get_engine
 from cos_events.store.lag import Lag, lags
@@ -102,7 +103,7 @@ def _read() -> Iterator[tuple[names.Metric, Sequence[str], float]]:
     try:
         backlog, subscriptions = _books()
     except SQLAlchemyError as error:
-        logger.debug("PostgreSQL cannot be read: %s", error)
+        logger.debug("PostgreSQL cannot be read: %s", one_line(error))
         yield names.UP, ["postgresql"], 0
         return
     yield names.UP, ["postgresql"], 1

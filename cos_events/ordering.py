@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from cos_events.broadcast import Copy, send_to_queue
 from cos_events.envelope import Envelope
+from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError, CosEventsError, SubscriptionError
 from cos_events.settings import get_settings
 from cos_events.store import held, locks, order
@@ -74,7 +75,9 @@ class Order:
                 ]
                 send_to_queue(self._name, copies)
         except (DBAPIError, BroadcastError) as error:
-            logger.warning("%s: the next event of a key waits for the relay: %s", self._name, error)
+            logger.warning(
+                "%s: the next event of a key waits for the relay: %s", self._name, one_line(error)
+            )
 
 
 def _field(name: str, path: str) -> Callable[[Envelope], object]:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cos_events import broker, telemetry
 from cos_events.broadcast import Broadcaster, make_broadcaster
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError, BrokerAway
 from cos_events.process import PerProcess, PerThread
 from cos_events.queue_room import QueueRoom
@@ -152,7 +153,7 @@ def publish_once(ids: Sequence[int] | None = None) -> int:
     except CircuitOpen:
         return 0
     except (BroadcastError, SQLAlchemyError) as error:
-        logger.debug("the rows wait: %s", error)
+        logger.debug("the rows wait: %s", one_line(error))
         return 0
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy, make_wire
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
+from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder, each_by_itself
 from cos_events.publisher import BATCH_SIZE, publish_once
@@ -203,7 +204,7 @@ def _swept(sweep: Callable[[], int], breaker: CircuitBreaker) -> int:
         with breaker:
             return sweep()
     except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
-        logger.debug("the relay waits: %s", error)
+        logger.debug("the relay waits: %s", one_line(error))
     except Exception:  # a relay that died would leave rows waiting for good
         logger.exception("the relay's sweep failed; it goes on")
     return 0

@@ -19,6 +19,7 @@ from cos_events.api.recent import RecentMessages
 from cos_events.circuit_breaker import CircuitOpen
 from cos_events.context import current_request_id
 from cos_events.envelope import Envelope, Name
+from cos_events.error_text import one_line
 from cos_events.l1 import log_l1
 from cos_events.pubsub import get_redis_client, redis_breaker
 from cos_events.settings import get_settings, mask
@@ -141,7 +142,7 @@ async def redis_health() -> RedisHealth:
     except TimeoutError:
         error = f"no answer within {PATIENCE} s"
     except (RedisError, OSError, CircuitOpen) as failed:
-        error = str(failed)
+        error = one_line(failed)
     latency = (time.perf_counter() - begun) * 1000
     (idle, _), (in_use, _) = client.connection_pool.get_connection_count()
     return RedisHealth(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from cos_events.error_text import one_line
 from cos_events.subscription import Recipient
 from cos_events.topology import declare, fanout_exchange, subscription_queue, unbind
 
@@ -57,7 +58,7 @@ class Bindings:
             # One exchange that somebody made otherwise must not stop all the others.
             logger.error(  # noqa: TRY400
                 "exchange %s cannot be used: %s; delete it; the relay brings its events meanwhile",
-                *(exchange.name, error),
+                *(exchange.name, one_line(error)),
             )
             return False
         return True
@@ -73,7 +74,9 @@ class Bindings:
                 unbind(self._connection, queue, module)
         except self._connection.channel_errors as error:
             # One queue that somebody made otherwise must not stop all the others.
-            logger.error("queue %s cannot be used: %s; delete it", queue.name, error)  # noqa: TRY400
+            logger.error(  # noqa: TRY400
+                "queue %s cannot be used: %s; delete it", queue.name, one_line(error)
+            )
 
     def _part(self, module: str, recipient: Recipient) -> None:
         if self._parted.get((module, recipient.name)) == recipient.modules:

@@ -17,6 +17,7 @@ from cos_events.broadcast.bindings import Bindings
 from cos_events.broadcast.contract import Copy
 from cos_events.broadcast.frames import frames_of
 from cos_events.broadcast.message import headers_of, message_of
+from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError
 from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
@@ -90,7 +91,7 @@ class RabbitMQWire:
             self._await_confirms()
         except Exception as error:
             self.close()
-            raise BroadcastError(f"RabbitMQ did not take {what}: {error}") from error
+            raise BroadcastError(f"RabbitMQ did not take {what}: {one_line(error)}") from error
         except BaseException:
             # Half a frame may be on its way, which nothing may follow.
             self.close()

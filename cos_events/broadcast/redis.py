@@ -18,6 +18,7 @@ from typing import Any
 from cos_events import broker
 from cos_events.broadcast.contract import Copy
 from cos_events.broadcast.message import headers_of, message_of
+from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError
 from cos_events.redis_message import RedisMessage
 from cos_events.store.outbox import Pending
@@ -83,7 +84,7 @@ class RedisWire:
                 pipeline.flush()
         except Exception as error:
             self.close()
-            raise BroadcastError(f"Redis did not take the messages: {error}") from error
+            raise BroadcastError(f"Redis did not take the messages: {one_line(error)}") from error
 
 
 class _Pipeline:

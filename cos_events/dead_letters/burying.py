@@ -12,7 +12,7 @@ from celery.exceptions import Reject
 from cos_events import broker, telemetry
 from cos_events.broadcast.message import headers_of
 from cos_events.envelope import format_timestamp
-from cos_events.error_text import MAX_LENGTH, describe
+from cos_events.error_text import MAX_LENGTH, describe, one_line
 from cos_events.settings import get_settings
 from cos_events.telemetry import names
 from cos_events.topology import dead_letter_queue
@@ -45,7 +45,8 @@ def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
         _publish(app, subscription, raw, reason, headers)
     except Exception as away:  # noqa: BLE001 - any error of any broker
         logger.warning(
-            "%s: a dead letter is in the ledger, but not on its queue: %s", subscription, away
+            "%s: a dead letter is in the ledger, but not on its queue: %s",
+            *(subscription, one_line(away)),
         )
 
 

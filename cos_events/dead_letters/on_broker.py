@@ -11,6 +11,7 @@ from uuid import UUID
 
 from cos_events import broker
 from cos_events.envelope import Envelope
+from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError, InvalidEnvelope
 from cos_events.topology import dead_letter_queue
 
@@ -99,4 +100,4 @@ def _messages(subscription: str) -> Iterator[Iterator[Any]]:
             bound.declare()
             yield iter(bound.get, None)
     except Exception as error:
-        raise BroadcastError(f"{queue.name} cannot be read: {error}") from error
+        raise BroadcastError(f"{queue.name} cannot be read: {one_line(error)}") from error

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from cos_events.envelope import Name, describe
+from cos_events.error_text import one_line
 from cos_events.errors import DatabaseAway, InvalidPayload
 from cos_events.l1.log import log_l1
 from cos_events.store.engine import lacks_tables
@@ -75,7 +76,7 @@ def record_lines(  # noqa: PLR0913 - the options of the command
                 raise
             raise DatabaseAway(
                 f"stopped before line {waiting[0][0]}, all earlier ones are recorded: "
-                f"{str(error.orig).strip()}; go on with --from-line {waiting[0][0]}"
+                f"{one_line(error)}; go on with --from-line {waiting[0][0]}"
             ) from error
         waiting.clear()
 

@@ -15,6 +15,7 @@ from redis.backoff import EqualJitterBackoff
 from redis.client import PubSub
 
 from cos_events.envelope import format_timestamp
+from cos_events.error_text import one_line
 from cos_events.pubsub.clients import make_async_client, make_client
 from cos_events.pubsub.messages import ReceivedMessage, check_channel, decode
 from cos_events.settings import get_settings
@@ -75,7 +76,7 @@ class _Feed:
             logger.warning(
                 "the live feed of %s is down: %s; what is published from %s on may be missed",
                 self.channel,
-                error,
+                one_line(error),
                 format_timestamp(self._heard),
             )
         self._failures = min(self._failures + 1, _MOST_DOUBLINGS)

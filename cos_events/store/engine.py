@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, Pro
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from cos_events.error_text import one_line
 from cos_events.errors import DatabaseAway, SchemaMissing
 from cos_events.process import PerProcess
 from cos_events.settings import get_settings, mask
@@ -96,7 +97,7 @@ def _connect_relaxed(
     except psycopg2.OperationalError as error:
         if "options" not in str(error):
             raise
-        logger.info("no commit of this process waits less for the disk: %s", str(error).strip())
+        logger.info("no commit of this process waits less for the disk: %s", one_line(error))
         return None
 
 
@@ -184,19 +185,17 @@ def explained() -> Iterator[None]:
         yield
     except OperationalError as error:
         raise DatabaseAway(
-            f"PostgreSQL at {url} cannot be used: {str(error.orig).strip()}; "
+            f"PostgreSQL at {url} cannot be used: {one_line(error)}; "
             "check that it runs and that DATABASE_URL is right"
         ) from error
     except ProgrammingError as error:
         code = getattr(error.orig, "pgcode", None)
         if code is None:
             # It was never asked: the driver does not understand the URL.
-            raise DatabaseAway(
-                f"DATABASE_URL={url!r} cannot be used: {str(error.orig).strip()}"
-            ) from error
+            raise DatabaseAway(f"DATABASE_URL={url!r} cannot be used: {one_line(error)}") from error
         if code == INSUFFICIENT_PRIVILEGE:
             raise DatabaseAway(
-                f"PostgreSQL at {url} refuses: {str(error.orig).strip()}; "
+                f"PostgreSQL at {url} refuses: {one_line(error)}; "
                 "docs/deployment.md says what each role needs"
             ) from error
         if not lacks_tables(error):

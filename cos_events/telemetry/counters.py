@@ -22,6 +22,7 @@ except ImportError:
 else:
     _INSTALLED = True
 
+from cos_events.error_text import one_line
 from cos_events.telemetry.names import BUCKETS, Metric
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def _tell(metric: Metric, labels: tuple[str, ...], what: str, values: Iterable[f
         for each in values:
             tell(each)
     except Exception as error:  # noqa: BLE001 - what it counts has happened: nobody may fail by it
-        _complain(metric, str(error))
+        _complain(metric, one_line(error))
 
 
 _lock = threading.Lock()

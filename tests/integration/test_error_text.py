@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from cos_events.error_text import describe
+from cos_events.error_text import describe, one_line
 
 SECRET = "hunter2"
 
@@ -79,3 +79,23 @@ def test_another_driver_may_say_no_more_than_the_sqlstate() -> None:
 
     error = IntegrityError("INSERT", {}, UniqueViolationError(SECRET))
     assert describe(error) == "IntegrityError: UniqueViolation (SQLSTATE 23505)"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("refused"), "refused"),
+        (ValueError("first line\n  and a second\n"), "first line and a second"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_the_words_of_an_error_are_one_line_and_never_none(error: Exception, words: str) -> None:
+    assert one_line(error) == words
+
+
+def test_of_a_server_that_is_away_they_are_the_drivers_without_its_advice() -> None:
+    with pytest.raises(DBAPIError) as raised:
+        create_engine("postgresql+psycopg2://127.0.0.1:1/none").connect()
+    assert one_line(raised.value) == (
+        'connection to server at "127.0.0.1", port 1 failed: Connection refused'
+    )

@@ -147,6 +147,12 @@ def test_each_change_is_logged_once_with_its_reason(clock, caplog) -> None:
     assert caplog.messages == ["redis is down: refused", "redis is back"]
 
 
+def test_a_reason_without_words_is_logged_by_its_class(clock, caplog) -> None:
+    with pytest.raises(TimeoutError), CircuitBreaker("redis", clock=clock):
+        raise TimeoutError
+    assert caplog.messages == ["redis is down: TimeoutError"]
+
+
 def test_calls_that_began_before_it_opened_neither_close_it_nor_make_room_for_a_second_probe(
     clock,
 ) -> None:
