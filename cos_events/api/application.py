@@ -7,10 +7,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from cos_events import telemetry
-from cos_events.api import debug, health, metrics
+from cos_events.api import bad_input, debug, health, metrics
 from cos_events.api.recent import RecentMessages
 from cos_events.api.request_id import HEADER, SCOPE_KEY, RequestIdMiddleware
 from cos_events.errors import CosEventsError, InvalidPayload
@@ -36,7 +37,8 @@ def create_app() -> FastAPI:
     app.include_router(health.router)
     app.include_router(debug.router)
     app.include_router(metrics.router)
-    app.add_exception_handler(InvalidPayload, _bad_input)
+    for refused in (InvalidPayload, RequestValidationError):
+        app.add_exception_handler(refused, bad_input.answer)
     app.add_exception_handler(CosEventsError, _unavailable)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(RequestIdMiddleware)
@@ -51,10 +53,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     recent.start()
     yield
     await recent.stop()
-
-
-async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"detail": str(error)}, status_code=422)
 
 
 async def _unavailable(_request: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis import RedisError
 from sqlalchemy.orm import Session
 
+from cos_events.api import bad_input
 from cos_events.api.access import guard
 from cos_events.api.recent import RecentMessages
 from cos_events.circuit_breaker import CircuitOpen
@@ -32,6 +33,7 @@ router = APIRouter(
     responses={
         401: {"description": "The token is missing or wrong."},
         404: {"description": "Not opened here."},
+        bad_input.STATUS: {"model": bad_input.BadInput, "description": "What is wrong with it."},
     },
 )
 

@@ -136,6 +136,30 @@ def test_a_bad_body_is_refused_with_the_field(connect: Connect, body: dict[str, 
     assert next(iter(body)) in answer.text
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "content", "sentence"),
+    [
+        ("GET", "/debug/messages?limit=hunter2", "", "limit: Input should be a valid integer"),
+        ("POST", "/debug/test-log", "{hunter2", "body: JSON decode error"),
+        (
+            "POST",
+            "/debug/test-log",
+            '{"wait": 9, "message": 7}',
+            "message: Input should be a valid string; wait: Input should be less than",
+        ),
+    ],
+)
+def test_bad_input_is_answered_with_one_sentence(
+    connect: Connect, method: str, path: str, content: str, sentence: str
+) -> None:
+    answer = connect().request(
+        method, path, content=content, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith(sentence)
+    assert "hunter2" not in answer.text
+
+
 def test_messages_are_shown_newest_first_and_narrowed(heard: Callable[..., TestClient]) -> None:
     first = envelope(request_id="one")
     second = envelope(source_module="pem", event_type="prompt_trace")
