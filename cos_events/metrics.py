@@ -100,15 +100,16 @@ _READ = (
 
 
 def _read() -> Iterator[tuple[names.Metric, Sequence[str], float]]:
+    subscriptions: list[Lag] = []
     try:
         backlog, subscriptions = _books()
     except SQLAlchemyError as error:
         logger.debug("PostgreSQL cannot be read: %s", one_line(error))
         yield names.UP, ["postgresql"], 0
-        return
-    yield names.UP, ["postgresql"], 1
-    yield names.OUTBOX_ROWS, [], backlog.rows
-    yield names.OUTBOX_OLDEST, [], backlog.oldest_seconds
+    else:
+        yield names.UP, ["postgresql"], 1
+        yield names.OUTBOX_ROWS, [], backlog.rows
+        yield names.OUTBOX_OLDEST, [], backlog.oldest_seconds
     for each in subscriptions:
         name = each.subscription
         for state in UNFINISHED:
