@@ -1,10 +1,12 @@
 """Migrations: what they make is what the models say, however often and by however many."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -12,7 +14,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Engine, MetaData, Text, create_engine, make_url, text
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, Text, create_engine, make_url, text
 
 import cos_events
 import workers
@@ -23,6 +25,7 @@ from cos_events.store.models import Base as StoreBase
 from workers.models import Base as WorkersBase
 
 METADATA = [each.metadata for each in (StoreBase, L1Base, WorkersBase)]
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 SCHEMAS = sorted(str(each.schema) for each in METADATA)
 
 # What autogenerate does not look at: conditions of indexes, checks, actions of foreign keys.
@@ -118,6 +121,24 @@ def test_indexes_constraints_and_defaults_are_as_the_models_make_them(
     assert "cos_events.ix_outbox_unpublished" in made
     assert "cos_events.delivery.ck_delivery_state" in made
     assert definitions(database) == made
+
+
+def test_an_applications_own_alembic_leaves_the_bus_alone_by_what_its_page_says(
+    database: Engine,
+) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", DEPLOYMENT.read_text(), re.DOTALL)
+    page: dict[str, Any] = {}
+    exec(compile(block, "deployment.md", "exec", dont_inherit=True), page)  # noqa: S102
+    theirs = MetaData()
+    Table("stock", theirs, Column("id", Integer, primary_key=True), schema="public")
+
+    def found(**options: object) -> list[str]:
+        with database.connect() as connection:
+            context = MigrationContext.configure(connection, opts=options)
+            return [each[0] for each in compare_metadata(context, theirs)]
+
+    assert "remove_table" in found(include_schemas=True)
+    assert found(include_schemas=True, include_name=page["include_name"]) == ["add_table"]
 
 
 def test_an_upgrade_of_an_upgraded_database_changes_nothing(empty: Engine) -> None:
