@@ -144,11 +144,13 @@ _OWN_OPTIONS = {
 
 
 def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> None:
-    if own := sorted(_OWN_OPTIONS & options.keys()):
-        raise SubscriptionError(f"{made.name}: {', '.join(own)} cannot be set for a subscription")
+    if ours := sorted(_OWN_OPTIONS & options.keys()):
+        raise SubscriptionError(f"{made.name}: {', '.join(ours)} cannot be set for a subscription")
     for unknown in (option for option in options if not hasattr(Task, option)):
-        known = [*RetryPolicy.options(), *(name for name in dir(Task) if name[0] != "_")]
-        near = get_close_matches(unknown, known, 1)
+        parameters = inspect.signature(subscriber).parameters.values()
+        own = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+        of_tasks = [option for option in dir(Task) if option[0] != "_"]
+        near = get_close_matches(unknown, [*own, *RetryPolicy.options(), *of_tasks], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SubscriptionError(f"{made.name}: there is no option {unknown}{hint}")
     _check_limits(made.name, options)
@@ -185,6 +187,11 @@ def _check(
     start_from: StartFrom,
 ) -> None:
     name = declared.name
+    if name == "celery":
+        raise SubscriptionError(
+            "'celery' cannot name a subscription: it is the queue of an application's own tasks; "
+            "give it another name"
+        )
     if frozenset() in (declared.modules, declared.event_types):
         raise SubscriptionError(
             f"{name} wants no event at all: leave modules and event_types out for every one"
@@ -242,9 +249,15 @@ def _names(names: Iterable[str] | None) -> frozenset[str] | None:
 def _handler_of(target: Any, *, batched: bool) -> Callable[..., Any]:
     if not inspect.isclass(target):
         return target  # type: ignore[no-any-return]
-    method = "process_batch" if batched else "process_message"
+    method, other = "process_message", "process_batch"
+    if batched:
+        method, other = other, method
     if not issubclass(target, BaseSubscriber):
         raise SubscriptionError(f"{target.__name__} must be a BaseSubscriber, or a function")
     if not hasattr(target, method):
-        raise SubscriptionError(f"{target.__name__} has no {method}(self, message{'s' * batched})")
+        size = "1" if batched else "over 1"
+        hint = f"; its {other} is for a batch_size {size}" if hasattr(target, other) else ""
+        raise SubscriptionError(
+            f"{target.__name__} has no {method}(self, message{'s' * batched}){hint}"
+        )
     return getattr(target(), method)  # type: ignore[no-any-return]

@@ -164,6 +164,12 @@ def test_a_wrong_name_is_refused(name) -> None:
         subscriber(name)
 
 
+def test_the_queue_of_an_applications_own_tasks_is_no_name() -> None:
+    assert Celery(set_as_current=False).conf.task_default_queue == "celery"
+    with pytest.raises(SubscriptionError, match="'celery' cannot name a subscription: it is the"):
+        subscriber("celery")
+
+
 def test_wrong_filters_are_refused() -> None:
     with pytest.raises(SubscriptionError, match="'CC' cannot name a module"):
         subscriber("audit", modules="CC")
@@ -213,6 +219,18 @@ class NothingToDo(BaseSubscriber):
     """It has neither method."""
 
 
+class Batches(BaseSubscriber):
+    """It has one of them."""
+
+    def process_batch(self, messages: list[Envelope]) -> None: ...
+
+
+class Singles(BaseSubscriber):
+    """It has the other one."""
+
+    def process_message(self, message: Envelope) -> None: ...
+
+
 class Foreign:
     """No subscriber at all."""
 
@@ -227,11 +245,14 @@ class Foreign:
         (lambda session: None, {}, "the handler"),
         (NothingToDo, {}, r"NothingToDo has no process_message\(self, message\)"),
         (NothingToDo, {"batch_size": 2}, r"NothingToDo has no process_batch\(self, messages\)"),
+        (Batches, {}, r"\(self, message\); its process_batch is for a batch_size over 1"),
+        (Singles, {"batch_size": 2}, r"its process_message is for a batch_size 1"),
         (Foreign, {}, "Foreign must be a BaseSubscriber, or a function"),
         (handle_bit_by_bit, {}, "must not yield"),
         (handle_bit_by_bit_later, {}, "must not yield"),
         (write_later, {}, "a plain Session, also in a coroutine"),
         (listen, {"max_retry": 3}, "no option max_retry; did you mean max_retries?"),
+        (listen, {"event_type": "x"}, "no option event_type; did you mean event_types?"),
         (listen, {"retry_kwargs": {"max_retries": 3}}, "no option retry_kwargs"),
         (listen, {"rate_limits": "1/s"}, "no option rate_limits; did you mean rate_limit?"),
         (listen, {"autoretry_for": ValueError}, "autoretry_for must be a tuple of exception"),
@@ -248,11 +269,14 @@ class Foreign:
         "only the session",
         "no process_message",
         "no process_batch",
+        "process_batch without a batch",
+        "process_message with a batch",
         "no BaseSubscriber",
         "a generator",
         "an asynchronous generator",
         "an asynchronous session",
         "a misspelt option of the policy",
+        "a misspelt option of our own",
         "an option of Celery's autoretry",
         "a misspelt option of Celery",
         "one exception",
