@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from psycopg2 import errors
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 MAX_LENGTH = 2_000
 """The most characters of an error that are kept."""
@@ -33,22 +33,27 @@ def describe(error: BaseException) -> str:
     SQLSTATE, and names out of the schema. What PostgreSQL cannot store is escaped.
     """
     try:
-        text = _condition(error.orig) if isinstance(error, DBAPIError) else str(error)
+        text = _condition(error) if isinstance(error, DBAPIError) else str(error)
     except Exception as unreadable:  # noqa: BLE001 - an exception of somebody else's
         text = f"its text cannot be read ({type(unreadable).__name__})"
     clean = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
     return f"{type(error).__name__}: {clean}"[:MAX_LENGTH]
 
 
-def _condition(raised: Any) -> str:
+def _condition(error: DBAPIError) -> str:
     """For example: `UniqueViolation (SQLSTATE 23505), table shop.orders, constraint orders_pkey`.
 
     Args:
-        raised: by the driver, whichever that is.
+        error: of whichever driver.
     """
+    raised: Any = error.orig
     code = getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None)
     if code is None:
-        return f"{type(raised).__module__}.{type(raised).__name__}, without an SQLSTATE"
+        driver = type(raised).__module__
+        if isinstance(error, OperationalError) and driver.startswith("psycopg"):
+            # Of the connection, which carries no value yet, or none any more.
+            return one_line(error)
+        return f"{driver}.{type(raised).__name__}, without an SQLSTATE"
     text = f"SQLSTATE {code}"
     with suppress(KeyError):
         text = f"{errors.lookup(code).__name__} ({text})"

@@ -96,6 +96,6 @@ def test_the_words_of_an_error_are_one_line_and_never_none(error: Exception, wor
 def test_of_a_server_that_is_away_they_are_the_drivers_without_its_advice() -> None:
     with pytest.raises(DBAPIError) as raised:
         create_engine("postgresql+psycopg2://127.0.0.1:1/none").connect()
-    assert one_line(raised.value) == (
-        'connection to server at "127.0.0.1", port 1 failed: Connection refused'
-    )
+    words = 'connection to server at "127.0.0.1", port 1 failed: Connection refused'
+    assert one_line(raised.value) == words
+    assert describe(raised.value) == f"OperationalError: {words}"
