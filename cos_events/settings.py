@@ -32,8 +32,8 @@ def mask(url: str) -> str:
     return re.sub(r"(?i)([?&][^=&]*pass[^=&]*=)[^&]*", r"\1***", url)
 
 
-def _url(*schemes: str) -> AfterValidator:
-    def check(url: str) -> str:
+def _url(*schemes: str, several: bool = False) -> AfterValidator:
+    def check_one(url: str) -> None:
         scheme = url.partition("://")[0]
         if scheme not in schemes or "://" not in url:
             raise ValueError(f"must start with {' or '.join(f'{s}://' for s in schemes)}")
@@ -44,6 +44,10 @@ def _url(*schemes: str) -> AfterValidator:
                 urlsplit(url).port  # noqa: B018 - it raises
         except (ArgumentError, ValueError):
             raise ValueError("is not a URL: look at its port and at the brackets") from None
+
+    def check(url: str) -> str:
+        for each in url.split(";") if several else [url]:
+            check_one(each)
         return url
 
     return AfterValidator(check)
@@ -73,7 +77,7 @@ DatabaseUrl = Annotated[
     AfterValidator(_psycopg2),
 ]
 RedisUrl = Annotated[str, _url("redis", "rediss")]
-BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps", "pyamqp")]
+BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps", "pyamqp", several=True)]
 
 
 def _seconds(value: object) -> object:

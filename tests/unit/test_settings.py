@@ -61,6 +61,7 @@ def test_everything_has_a_default(settings) -> None:
         ("REDIS_HEALTH_CHECK_INTERVAL", "0", "redis_health_check_interval", 0.0),
         ("DATABASE_URL", "postgresql://h/d", "database_url", "postgresql+psycopg2://h/d"),
         ("BROKER_URL", "amqp://u:p@h//", "broker_url", "amqp://u:p@h//"),
+        ("BROKER_URL", "amqp://h:1;amqp://g:2", "broker_url", "amqp://h:1;amqp://g:2"),
         ("COS_EVENTS_ENVIRONMENT", "production", "environment", "production"),
         ("COS_EVENTS_MODULE", "pem", "module", "pem"),
         ("COS_EVENTS_MAX_PAYLOAD_BYTES", "2048", "max_payload_bytes", 2048),
