@@ -6,6 +6,7 @@ import logging
 
 import click
 
+from cos_events.cli.port import usable_port
 from cos_events.cli.servers import adopt_running
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"
@@ -52,10 +53,11 @@ def command(host: str | None, port: int | None) -> None:
     settings = get_settings()
     if settings.metrics_listen and not has_parent():
         metrics.serve(settings.metrics_listen)
+    host = host or settings.api_host
     uvicorn.run(
         create_app(),
-        host=host or settings.api_host,
-        port=settings.api_port if port is None else port,
+        host=host,
+        port=usable_port("COS_EVENTS_API_PORT", host, settings.api_port, port),
         log_config=None,
         server_header=False,
     )

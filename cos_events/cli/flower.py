@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from cos_events.cli.port import usable_port
 from cos_events.cli.servers import adopt_running
 from cos_events.cli.worker import APP
 
@@ -54,9 +55,10 @@ def command(host: str | None, port: int | None, app: str) -> None:
         raise ConfigurationError(f"Flower does not start open: set {AUTH}=user:password")
     os.environ[AUTH] = settings.flower_basic_auth.get_secret_value()
     end_with_parent()
+    host = host or settings.flower_address
     options = {
-        "address": host or settings.flower_address,
-        "port": settings.flower_port if port is None else port,
+        "address": host,
+        "port": usable_port("FLOWER_PORT", host, settings.flower_port, port),
         "max-tasks": MAX_TASKS,
         "read-only": True,
         # A flowerconfig.py that lies about would win over the password.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from pathlib import Path
 import click
 
 from cos_events.cli.interrupt import cleaning_up
+from cos_events.cli.port import usable_port
 from cos_events.cli.servers import available, home
 
 
@@ -36,7 +36,7 @@ def command(broker_url: str | None, data: Path | None) -> None:
 
 
 def _run(broker_url: str | None, data: Path | None) -> None:
-    from cos_events import metrics
+    from cos_events import embedded, metrics
     from cos_events.cli.flower import ensure_password
     from cos_events.cli.processes import check_alive, program, workers
     from cos_events.settings import get_settings, mask
@@ -47,6 +47,9 @@ def _run(broker_url: str | None, data: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     has_api, has_flower = find_spec("fastapi") and find_spec("uvicorn"), find_spec("flower")
     settings = get_settings()
+    if "database_url" not in settings.model_fields_set:
+        # Its ports are taken by its owner.
+        embedded.require_free(folder)
     if has_api:
         _take_port("COS_EVENTS_API_PORT", settings.api_host, settings.api_port)
     if has_flower:
@@ -95,18 +98,7 @@ def _run(broker_url: str | None, data: Path | None) -> None:
 
 def _take_port(setting: str, host: str, port: int) -> None:
     """Have a server of ours listen on this port, or on a free one for 0; refuse one in use."""
-    from cos_events.errors import CosEventsError
     from cos_events.settings import get_settings
 
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        # As the servers do: what an earlier one has just left may be taken.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise CosEventsError(
-                f"{setting}: nothing can listen on {host}:{port} ({error.strerror}); end what "
-                "does, or set another port, 0 for a free one"
-            ) from error
-        os.environ[setting] = str(probe.getsockname()[1])
+    os.environ[setting] = str(usable_port(setting, host, port))
     get_settings.cache_clear()

@@ -10,7 +10,7 @@ No signal handler is installed. What an owner leaves behind when it is killed, t
 `reap_orphans`, stops and removes. Every failure is an EmbeddedServerError.
 """
 
-from cos_events.embedded.lifetime import Servers, reap_orphans, running, servers
+from cos_events.embedded.lifetime import Servers, reap_orphans, require_free, running, servers
 from cos_events.embedded.postgres import EmbeddedPostgres
 from cos_events.embedded.valkey import EmbeddedValkey
 
@@ -19,6 +19,7 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "Servers",
     "servers",
     "running",
+    "require_free",
     "reap_orphans",
     # One of them
     "EmbeddedPostgres",

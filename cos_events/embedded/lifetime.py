@@ -101,6 +101,17 @@ def running(folder: Path) -> Servers | None:
     return Servers(owner.database_url, owner.redis_url, home)
 
 
+def require_free(folder: Path) -> None:
+    """Refuse a persistent folder whose owner lives, as `servers` would.
+
+    Raises:
+        EmbeddedServerError: names the process; or the folder is another user's.
+    """
+    home = folder.expanduser().resolve()
+    with explained(home):
+        _require_no_owner(home)
+
+
 def reap_orphans() -> int:
     """Stop the servers and remove the temporary folders of owners that were killed.
 
@@ -141,16 +152,19 @@ def _claim(home: Path, owner: Owner, endings: ExitStack) -> None:
         endings.callback(remove_folder, home)
     make_folder(home, server_account())
     with locked(home, CLAIM):
-        other = live_owner(home)
-        if other is not None:
-            raise EmbeddedServerError(
-                f"The servers in {home} belong to process {other.process.pid}, which runs: "
-                "use them, stop that process, or choose another folder."
-            )
+        _require_no_owner(home)
         _stop_leftovers(home)
         endings.enter_context(locked(home, LIFE, wait=False))
         endings.callback(_forget_owner, home)
         note_owner(home, owner)
+
+
+def _require_no_owner(home: Path) -> None:
+    if (other := live_owner(home)) is not None:
+        raise EmbeddedServerError(
+            f"The servers in {home} belong to process {other.process.pid}, which runs: "
+            "use them, stop that process, or choose another folder."
+        )
 
 
 def _forget_owner(home: Path) -> None:

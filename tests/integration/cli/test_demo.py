@@ -1,31 +1,21 @@
-"""`demo` and `up`: everything on private servers, and nothing left of it."""
+"""`demo`: the whole story on private servers, and nothing left of it."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from urllib.request import urlopen
 
 import psutil
 import pytest
-import redis
 from kombu import Connection, Queue
-
-from cos_events.embedded.process import free_port
-from cos_events.settings import mask
+from leftovers import of_this_test
 
 Program = Callable[..., subprocess.Popen[str]]
-NO_SERVERS = {"REDIS_URL": "redis://127.0.0.1:1/0", "unset": ("DATABASE_URL", "BROKER_URL")}
-FREE_PORTS = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
 SOMEBODYS = {
     "DATABASE_URL": "postgresql://127.0.0.1:1/theirs",
     "BROKER_URL": "amqp://127.0.0.1:1//",
@@ -36,37 +26,6 @@ CHAPTERS = [
     *("commit", "channel", "exchange", "activity"),
 ]
 TABLE_ROW = r"^(activity|archive|graph_staging|mailer)" + 8 * r" +(\d+)" + "$"
-
-
-def scrape(address: str) -> str:
-    with urlopen(f"http://{address}/metrics") as answer:
-        return str(answer.read().decode())
-
-
-def of_this_test(place: Path) -> list[psutil.Process]:
-    """Every process whose command line or environment names the test's folder."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and (
-                str(place) in " ".join(process.cmdline())
-                or process.environ().get("TMPDIR", "").startswith(str(place))
-            ):
-                found.append(process)
-    return found
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The TMPDIR of the programs that a test starts; `nobody` can pass through."""
-    folder = Path(tempfile.mkdtemp(prefix="demo-tests-")).resolve()
-    folder.chmod(0o755)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    yield folder
-    for process in of_this_test(folder):
-        with suppress(psutil.Error):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -229,91 +188,3 @@ def test_an_impatient_person_at_ctrl_c_leaves_nothing_either(
     assert "Traceback" not in err
     assert [each.cmdline() for each in of_this_test(place)] == []
     assert list(place.iterdir()) == []
-
-
-@pytest.mark.parametrize("sign", ["using private", None], ids=["with its servers", "at once"])
-def test_ctrl_c_ends_up_while_it_starts(
-    sign: str | None, program: Program, place: Path, eventually: Callable[..., None]
-) -> None:
-    log = place / "up.log"
-    up = program("up", log=log, **NO_SERVERS, **FREE_PORTS, COS_EVENTS_HOME=str(place / "home"))
-    eventually(lambda: sign in log.read_text() if sign else (place / "home").exists())
-    up.send_signal(signal.SIGINT)
-    assert up.wait(60) == 0
-    said = log.read_text()
-    assert said.endswith("stopped\n")
-    assert "ready" not in said
-    assert [each.cmdline() for each in of_this_test(place)] == []
-
-
-@pytest.mark.parametrize("setting", ["COS_EVENTS_API_PORT", "FLOWER_PORT"])
-def test_up_names_the_setting_of_a_port_in_use_and_starts_nothing(
-    setting: str, run_program: Callable[..., subprocess.CompletedProcess[str]], place: Path
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = FREE_PORTS | {setting: str(taken.getsockname()[1])}
-        ended = run_program("up", **NO_SERVERS, **ports, COS_EVENTS_HOME=str(place / "home"))
-    assert ended.returncode == 1
-    assert f"{setting}: nothing can listen on 127.0.0.1:{ports[setting]}" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert ended.stdout == ""
-
-
-def test_env_without_servers_says_what_to_do(
-    run_program: Callable[..., subprocess.CompletedProcess[str]], place: Path
-) -> None:
-    ended = run_program("env", **NO_SERVERS, COS_EVENTS_HOME=str(place / "home"))
-    assert ended.returncode == 1
-    assert "no `cos-events up` runs" in ended.stderr
-
-
-def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
-    program: Program,
-    place: Path,
-    run_program: Callable[..., subprocess.CompletedProcess[str]],
-    eventually: Callable[..., None],
-) -> None:
-    metrics = f"127.0.0.1:{free_port()}"
-    here = NO_SERVERS | FREE_PORTS | {"COS_EVENTS_HOME": str(place / "home")}
-    log, worker_log = place / "up.log", place / "worker.log"
-    up = program("up", log=log, COS_EVENTS_METRICS_LISTEN=metrics, **here)
-    eventually(lambda: "\nready; " in log.read_text() or up.poll() is not None)
-    assert ":***@" in log.read_text()
-    secret = place / "home" / "flower.password"
-    assert f"user cos, password in {secret}\n" in log.read_text()
-    assert secret.read_text().strip() not in log.read_text()
-    assert secret.stat().st_mode & 0o777 == 0o600
-    worker = program("worker", "subscriber", "activity", "-c", 1, log=worker_log, **here)
-
-    data = {"level": "INFO", "component": "tests", "message": "hello"}
-    line = json.dumps({"event_type": "event_log", "data": data})
-    recorded = run_program("record", "-", stdin=line, **here)
-    assert recorded.stdout == "1 recorded, 0 refused\n", recorded.stderr
-    accounts = json.loads(run_program("verify", "--wait", 20, "--json", **here).stdout)
-    assert [
-        (each["subscription"], each["committed"], each["delivered"])
-        for each in accounts["subscriptions"]
-    ] == [("activity", 1, 1), ("graph_staging", 1, 1)]
-    counted = 'cos_events_delivered_total{module="cc",subscription="graph_staging"} 1.0'
-    eventually(lambda: counted in scrape(metrics))
-    assert 'cos_events_published_total{module="cc"} 1.0' in scrape(metrics)
-    status = json.loads(run_program("status", "--json", **here).stdout)
-    assert (status["broker"]["state"], status["channel"]["state"]) == ("up", "up")
-    assert status["broker"]["url"] in log.read_text()
-    assert not re.search(r"http://127\.0\.0\.1:0\b", log.read_text())
-
-    exports = run_program("env", **here).stdout
-    urls = json.loads(run_program("env", "--json", **here).stdout)
-    assert exports.splitlines() == [f"export {name}={url}" for name, url in urls.items()]
-    with redis.Redis.from_url(urls["BROKER_URL"]) as client:
-        assert client.ping()
-    found = json.loads(run_program("config", "--json", **here).stdout)
-    assert found["DATABASE_URL"] == {"value": mask(urls["DATABASE_URL"]), "from": "cos-events up"}
-
-    eventually(lambda: re.search(r" ready\.|Cannot connect", worker_log.read_text()))
-    assert status["broker"]["url"].rpartition("@")[2] in worker_log.read_text()
-    worker.terminate()
-    up.send_signal(signal.SIGTERM)
-    assert (worker.wait(120), up.wait(120)) == (0, 0)
-    assert log.read_text().endswith("stopped\n")
-    assert [each.cmdline() for each in of_this_test(place)] == []
