@@ -17,10 +17,10 @@ def command(as_json: bool) -> None:
     Secrets are masked. What each means: docs/configuration.md. The servers of a running
     `cos-events up` count; for their URLs in full: `cos-events env`.
     """
-    from cos_events.cli.servers import adopt_running
+    from cos_events.cli.servers import URLS, adopt_running
     from cos_events.settings import in_force, unknown
 
-    adopted = {"DATABASE_URL", "REDIS_URL"} if adopt_running() else set()
+    adopted = URLS if adopt_running() else ()
     settings = [
         replace(each, source="cos-events up") if each.name in adopted else each
         for each in in_force()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 import click
@@ -15,22 +16,22 @@ def command(as_json: bool) -> None:
     """Print the URLs of the servers, for an application that shall use those of `cos-events up`.
 
     With their passwords, as lines for a shell: eval "$(cos-events env)". Their ports change with
-    each start of `up`.
+    each start of `up`: evaluate them again then.
     """
-    from cos_events.cli.servers import adopt_running, home
-    from cos_events.settings import get_settings
+    from cos_events import embedded
+    from cos_events.cli.servers import home, urls_of
 
-    if not adopt_running() and "database_url" not in get_settings().model_fields_set:
+    if (servers := embedded.running(home())) is None:
         raise click.ClickException(
-            f"no `cos-events up` runs with its data in {home()}, and there is no DATABASE_URL: "
+            f"no `cos-events up` runs with its data in {home()}: "
             "start it first, or name its folder by COS_EVENTS_HOME"
         )
-    settings = get_settings()
-    urls = {
-        "DATABASE_URL": settings.database_url,
-        "REDIS_URL": settings.redis_url,
-        "BROKER_URL": settings.broker_url,
-    }
+    urls = urls_of(servers)
+    if stale := [name for name, url in urls.items() if os.environ.get(name, url) != url]:
+        click.echo(
+            f"{', '.join(stale)} of this environment named other servers than the running `up` has",
+            err=True,
+        )
     if as_json:
         print_json(urls)
     else:

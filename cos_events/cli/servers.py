@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cos_events.embedded import Servers
 
+URLS = "DATABASE_URL", "REDIS_URL", "BROKER_URL"
+"""The variables that name servers."""
+
 
 def home() -> Path:
     """The data folder of `cos-events up`: `COS_EVENTS_HOME`, or the user's usual place."""
@@ -29,12 +32,12 @@ def adopt_running() -> bool:
     if "database_url" in get_settings().model_fields_set:
         return False
     if servers := embedded.running(home()):
-        use(database_url=servers.database_url, redis_url=servers.redis_url)
+        use(**urls_of(servers))
     return servers is not None
 
 
 @contextmanager
-def available(folder: Path | None, broker_url: str | None) -> Iterator[str]:
+def available(folder: Path | None, broker_url: str | None) -> Iterator[Servers | None]:
     """The servers of the environment where `DATABASE_URL` is set, otherwise private ones.
 
     Args:
@@ -42,52 +45,54 @@ def available(folder: Path | None, broker_url: str | None) -> Iterator[str]:
         broker_url: instead of `BROKER_URL`.
 
     Yields:
-        One sentence that says which they are.
+        The private ones; None for those of the environment.
     """
-    from cos_events import embedded
     from cos_events.settings import get_settings
 
     if broker_url:
-        use(broker_url=broker_url)
-    if "database_url" in get_settings().model_fields_set:
-        yield "the servers of the environment"
+        use(BROKER_URL=broker_url)
+    settings = get_settings()
+    if "database_url" in settings.model_fields_set:
+        yield None
         return
-    with embedded.servers(folder) as servers:
-        use(database_url=servers.database_url, redis_url=servers.redis_url)
-        yield private(servers)
+    given = settings.broker_url if "broker_url" in settings.model_fields_set else None
+    with own(given, folder) as servers:
+        yield servers
 
 
 @contextmanager
-def own(broker_url: str | None) -> Iterator[str]:
-    """Private servers, whatever the environment says; nothing of them stays.
+def own(broker_url: str | None, folder: Path | None = None) -> Iterator[Servers]:
+    """Private servers, whatever the environment says.
 
     Args:
         broker_url: instead of the private Valkey.
-
-    Yields:
-        One sentence that says which they are.
+        folder: where they keep their data; None for a folder that is removed at the end.
     """
     from cos_events import embedded
 
-    with embedded.servers(None) as servers:
-        use(
-            database_url=servers.database_url,
-            redis_url=servers.redis_url,
-            broker_url=broker_url or servers.redis_url,
-        )
-        yield private(servers)
+    with embedded.servers(folder, broker_url) as servers:
+        use(**urls_of(servers))
+        yield servers
 
 
-def private(servers: Servers) -> str:
-    """One sentence that says which servers these are."""
+def described(servers: Servers | None) -> str:
+    """One sentence that says which servers these are; None: those of the environment."""
+    if servers is None:
+        return "the servers of the environment"
     return f"private PostgreSQL and Valkey in {servers.folder}"
 
 
+def urls_of(servers: Servers) -> dict[str, str]:
+    """The variables that have a process use these servers."""
+    urls = servers.database_url, servers.redis_url, servers.broker_url
+    return dict(zip(URLS, urls, strict=True))
+
+
 def use(**urls: str) -> None:
-    """Have this process, and those that it starts, use these servers."""
+    """Have this process, and those that it starts, use these servers; by their variables."""
     from cos_events.settings import get_settings
     from cos_events.store import engine
 
-    os.environ.update({name.upper(): url for name, url in urls.items()})
+    os.environ.update(urls)
     get_settings.cache_clear()
     engine.reset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 from cos_events.cli.interrupt import cleaning_up
 from cos_events.cli.port import usable_port
-from cos_events.cli.servers import available, home
+from cos_events.cli.servers import URLS, available, described, home
 
 
 @click.command("up")
@@ -40,24 +41,22 @@ def _run(broker_url: str | None, data: Path | None) -> None:
     from cos_events.cli.flower import ensure_password
     from cos_events.cli.processes import check_alive, program, workers
     from cos_events.settings import get_settings, mask
-    from cos_events.store.engine import explained, get_engine
-    from cos_events.store.migrations import upgrade
 
     folder = data or home()
     folder.mkdir(parents=True, exist_ok=True)
     has_api, has_flower = find_spec("fastapi") and find_spec("uvicorn"), find_spec("flower")
     settings = get_settings()
-    if "database_url" not in settings.model_fields_set:
+    given = [name for name in URLS if name.lower() in settings.model_fields_set]
+    if "DATABASE_URL" not in given:
         # Its ports are taken by its owner.
         embedded.require_free(folder)
     if has_api:
         _take_port("COS_EVENTS_API_PORT", settings.api_host, settings.api_port)
     if has_flower:
         _take_port("FLOWER_PORT", settings.flower_address, settings.flower_port)
-    with available(folder, broker_url) as which:
-        click.echo(f"using {which}")
-        with explained():
-            upgrade(get_engine())
+    with available(folder, broker_url) as servers:
+        click.echo(f"using {described(servers)}")
+        _prepare(given)
         specs = [
             ("publisher", ["publisher"]),
             ("subscribers", ["subscriber", "activity", "graph_staging"]),
@@ -93,7 +92,30 @@ def _run(broker_url: str | None, data: Path | None) -> None:
             )
             while True:
                 time.sleep(1.0)
+                if servers:
+                    servers.check_alive()
                 check_alive(started)
+
+
+def _prepare(given: Sequence[str]) -> None:
+    """Make the tables, and see that the broker answers; `given` are the variables with URLs."""
+    from cos_events import broker
+    from cos_events.errors import BrokerAway, CosEventsError, DatabaseAway
+    from cos_events.store.engine import explained, get_engine
+    from cos_events.store.migrations import upgrade
+
+    try:
+        with explained():
+            upgrade(get_engine())
+        with broker.connected():
+            pass
+    except (DatabaseAway, BrokerAway) as error:
+        if not given:
+            raise
+        raise CosEventsError(
+            f"{error}; or unset {', '.join(given)} (look into .env, too): "
+            "then `up` starts servers of its own"
+        ) from error
 
 
 def _take_port(setting: str, host: str, port: int) -> None:

@@ -27,6 +27,7 @@ from cos_events.embedded.ownership import (
     write_private,
 )
 from cos_events.embedded.postgres import EmbeddedPostgres
+from cos_events.embedded.server import Server
 from cos_events.embedded.valkey import EmbeddedValkey
 from cos_events.errors import EmbeddedServerError
 
@@ -43,21 +44,35 @@ class Servers:
     Attributes:
         database_url: For SQLAlchemy, with the password; not in the repr.
         redis_url: For redis and Celery, with the password; not in the repr.
+        broker_url: The broker that goes with them: that Valkey, or another; not in the repr.
         folder: Where their data and logs are.
+        started: Those that this process has started; empty for another's.
     """
 
     database_url: str = field(repr=False)
     redis_url: str = field(repr=False)
+    broker_url: str = field(repr=False)
     folder: Path
+    started: tuple[Server, ...] = field(default=(), repr=False, compare=False)
+
+    def check_alive(self) -> None:
+        """Check those that this process has started.
+
+        Raises:
+            EmbeddedServerError: one has ended.
+        """
+        for server in self.started:
+            server.check_alive()
 
 
 @contextmanager
-def servers(folder: Path | None = None) -> Iterator[Servers]:
+def servers(folder: Path | None = None, broker_url: str | None = None) -> Iterator[Servers]:
     """Start both servers, give their URLs, stop both at the end, whatever ends it.
 
     Parameters:
         folder: Keeps its rows and its passwords from run to run, and has one owner at a time.
             None means a private temporary folder, gone at the end.
+        broker_url: The broker that goes with them, where it is not their Valkey.
 
     Raises:
         EmbeddedServerError: they could not be started; the text says what to do.
@@ -74,11 +89,17 @@ def servers(folder: Path | None = None) -> Iterator[Servers]:
             # Before its start, so that one cut short leaves nothing either.
             endings.callback(server.stop)
             server.start()
-        ready = Servers(postgres.url, valkey.url, home)
+        broker_url = broker_url or valkey.url
+        ready = Servers(postgres.url, valkey.url, broker_url, home, (postgres, valkey))
         with explained(home):
             note_owner(
                 home,
-                replace(owner, database_url=ready.database_url, redis_url=ready.redis_url),
+                replace(
+                    owner,
+                    database_url=ready.database_url,
+                    redis_url=ready.redis_url,
+                    broker_url=broker_url,
+                ),
             )
         try:
             yield ready
@@ -98,7 +119,7 @@ def running(folder: Path) -> Servers | None:
         owner = live_owner(home)
     if owner is None or not owner.database_url:
         return None
-    return Servers(owner.database_url, owner.redis_url, home)
+    return Servers(owner.database_url, owner.redis_url, owner.broker_url, home)
 
 
 def require_free(folder: Path) -> None:

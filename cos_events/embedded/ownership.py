@@ -35,7 +35,8 @@ class Owner:
     """Whether the folder goes when its owner goes."""
     database_url: str = ""
     redis_url: str = ""
-    """Both URLs are empty until the servers answer."""
+    broker_url: str = ""
+    """The URLs are empty until the servers answer."""
 
 
 def this_owner(*, temporary: bool) -> Owner:

@@ -109,6 +109,18 @@ class Server(ABC):
         if self._child is not None:
             self._child.stop(self.stop_steps)
 
+    def check_alive(self) -> None:
+        """Check one that was started.
+
+        Raises:
+            EmbeddedServerError: it has ended.
+        """
+        if self._child is not None and (status := self._child.exit_code) is not None:
+            raise EmbeddedServerError(
+                f"The embedded {self.name} has ended with status {status}: "
+                f"look for the reason in {self._log}, and start it again."
+            )
+
     def stop_leftover(self) -> None:
         """Stop a server that an owner who is dead left running on this folder, if there is one.
 

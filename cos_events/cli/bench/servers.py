@@ -83,7 +83,7 @@ def stage(broker: BrokerName, events: int) -> Iterator[Stage]:
         for server in servers:
             endings.callback(server.stop)
             server.start()
-        use(database_url=postgres.url, redis_url=valkey.url, broker_url=broker_server.url)
+        use(DATABASE_URL=postgres.url, REDIS_URL=valkey.url, BROKER_URL=broker_server.url)
         logs = home.path / "logs"
         logs.mkdir()
         os.environ[FOLDER] = os.environ["TMPDIR"] = str(logs)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from cos_events.cli.interrupt import cleaning_up, temporary_folder
-from cos_events.cli.servers import available, own
+from cos_events.cli.servers import available, described, own
 
 
 @click.command("demo")
@@ -46,8 +46,8 @@ def command(broker_url: str | None, here: bool, source: Path | None, events: int
     with (
         cleaning_up(),
         temporary_folder("cos-events-demo-") as folder,
-        available(None, broker_url) if here else own(broker_url) as which,
+        available(None, broker_url) if here else own(broker_url) as servers,
     ):
         # Of a worker that must be killed, too, nothing stays.
         os.environ[FOLDER] = os.environ["TMPDIR"] = str(folder)
-        raise SystemExit(Story(folder, which, source, events).tell())
+        raise SystemExit(Story(folder, described(servers), source, events).tell())

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -116,6 +117,54 @@ def test_a_second_up_names_the_process_that_has_the_folder_and_not_its_ports(
         ended = run_program("up", **here | {"COS_EVENTS_API_PORT": port})
     assert ended.returncode == 1
     assert f"belong to process {os.getpid()}, which runs" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "named"),
+    [
+        ("DATABASE_URL", "postgresql://127.0.0.1:1/gone", "DATABASE_URL, REDIS_URL"),
+        ("BROKER_URL", "redis://127.0.0.1:1/0", "REDIS_URL, BROKER_URL"),
+    ],
+)
+def test_up_says_which_variables_name_a_server_that_is_away(
+    name: str, url: str, named: str, here: dict[str, Any], run_program: RunProgram
+) -> None:
+    unset = tuple({*here["unset"]} - {name})
+    ended = run_program("up", **here | {name: url, "unset": unset})
+    assert ended.returncode == 1
+    assert f"{url.partition('://')[2]} cannot be used: " in ended.stderr
+    assert f"or unset {named} (look into .env, too)" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["valkey", "postgres"])
+def test_up_ends_with_a_server_of_its_own_that_died(name: str, place: Path, up: Up) -> None:
+    process, log = up()
+    (server,) = (
+        each for each in of_this_test(place) if name in each.name() and each.ppid() == process.pid
+    )
+    server.kill()
+    assert process.wait(120) == 1
+    assert f"has ended with status -9: look for the reason in {place}/home/{name}/log" in (
+        log.read_text()
+    )
+    assert [each.cmdline() for each in of_this_test(place)] == []
+
+
+def test_env_speaks_of_the_running_up_whatever_the_environment_holds(
+    place: Path, here: dict[str, Any], run_program: RunProgram
+) -> None:
+    urls = {
+        "DATABASE_URL": "postgresql+psycopg2://127.0.0.1:5/now",
+        "REDIS_URL": "redis://127.0.0.1:6/0",
+        "BROKER_URL": "amqp://127.0.0.1:7//",
+    }
+    (place / "home").mkdir()
+    owner = this_owner(temporary=False)
+    note_owner(place / "home", replace(owner, **{k.lower(): url for k, url in urls.items()}))
+    stale = {"DATABASE_URL": "postgresql://127.0.0.1:1/before", "REDIS_URL": urls["REDIS_URL"]}
+    ended = run_program("env", "--json", **here | stale | {"unset": ("BROKER_URL",)})
+    assert (ended.returncode, json.loads(ended.stdout)) == (0, urls)
+    assert ended.stderr.startswith("DATABASE_URL of this environment named other servers")
 
 
 def test_env_without_servers_says_what_to_do(run_program: RunProgram, here: dict[str, Any]) -> None:
