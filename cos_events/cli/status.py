@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.output import (
+    NO_SUBSCRIPTIONS,
+    for_people,
+    json_option,
+    print_json,
+    print_table,
+)
 from cos_events.cli.servers import adopt_running
 
 
@@ -35,7 +41,8 @@ def command(as_json: bool) -> None:
     click.echo(f"channel   {status['channel']['url']}  {status['channel']['state']}")
     kept = status["kept"]
     click.echo(
-        f"kept      {kept['bytes'] / 2**20:,.1f} MiB, from {kept['oldest'] or 'nothing'} on"
+        f"kept      {kept['bytes'] / 2**20:,.1f} MiB, "
+        f"from {for_people(kept['oldest'] or 'nothing')} on"
         + (f"; {kept['held_up_by']} has not had what is older than that" * bool(kept["held_up_by"]))
     )
     print_table(
@@ -44,6 +51,7 @@ def command(as_json: bool) -> None:
             ["-" if value is None else value for value in each.values()]
             for each in status["subscriptions"]
         ],
+        none=NO_SUBSCRIPTIONS,
     )
     for problem in status["problems"]:
         click.echo(f"problem   {problem}")

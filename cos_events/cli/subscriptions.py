@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.output import NO_SUBSCRIPTIONS, json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.servers import adopt_running
 
@@ -42,10 +42,11 @@ def list_(as_json: bool) -> None:
                 ", ".join(row.modules or ["all"]),
                 ", ".join(row.event_types or ["all"]),
                 conditions[row.name],
-                f"{row.created_at:%F %T}",
+                row.created_at,
             ]
             for row in rows
         ],
+        none=NO_SUBSCRIPTIONS,
     )
 
 

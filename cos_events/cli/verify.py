@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.output import NO_SUBSCRIPTIONS, json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import selecting
 from cos_events.cli.servers import adopt_running
@@ -176,7 +176,7 @@ def _counting_queued(account: Account) -> Account:
 def print_accounts(accounts: Sequence[Account]) -> None:
     """Print the accounts as a table."""
     if not accounts:
-        click.echo("no subscriptions yet: start a worker")
+        click.echo(NO_SUBSCRIPTIONS)
         return
     rows = []
     for each in accounts:

@@ -62,7 +62,7 @@ class DeadLetter:
 
 
 def find(which: Filter, limit: int | None = None) -> Iterator[DeadLetter]:
-    """These dead letters, oldest first, read a page at a time.
+    """These dead letters, those of the oldest events first, read a page at a time.
 
     Raises:
         SubscriptionError: there is no such subscription.

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 from uuid import UUID
 
@@ -45,21 +46,21 @@ def take_off(subscription: str, event_ids: set[UUID]) -> None:
 
 
 def unusable(subscription: str, limit: int) -> list[Unusable]:
-    """The first messages on the queue that nobody can deliver; they stay there.
+    """The oldest messages on the queue that nobody can deliver; they stay there.
 
     Raises:
         BroadcastError: the broker does not answer.
     """
-    found: list[Unusable] = []
     with _messages(subscription) as messages:
-        for message in messages:
-            if _is_unusable(message):
-                headers = message.headers or {}
-                reason, died_at = (str(headers.get(name, "")) for name in ("reason", "died_at"))
-                found.append(Unusable(broker.body_of(message), reason, died_at))
-            if len(found) == limit:
-                break
-    return found
+        # All of them: those that are given back do not keep their order on the queue.
+        found = map(_as_unusable, filter(_is_unusable, messages))
+        return nsmallest(limit, found, key=lambda each: (each.died_at, each.body))
+
+
+def _as_unusable(message: Any) -> Unusable:
+    headers = message.headers or {}
+    reason, died_at = (str(headers.get(name, "")) for name in ("reason", "died_at"))
+    return Unusable(broker.body_of(message), reason, died_at)
 
 
 def purge_unusable(subscription: str, on_done: Callable[[int], object] = lambda _: None) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import click
 
 from cos_events.cli.dlq.options import chosen, filters
-from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.output import for_people, json_option, print_json, print_table
 from cos_events.cli.servers import adopt_running
 
 
@@ -21,7 +22,7 @@ from cos_events.cli.servers import adopt_running
 def list_(
     subscription: str | None, limit: int, unusable: bool, as_json: bool, **given: Any
 ) -> None:
-    """List dead letters, oldest first: one subscription's, or all."""
+    """List dead letters, those of the oldest events first: one subscription's, or all."""
     from cos_events.dead_letters.finding import find
 
     adopt_running()
@@ -34,14 +35,13 @@ def list_(
         return
     columns = ["event", "type", "attempts", "died at", "error"]
     rows: list[list[Any]] = [
-        [x.event_id, x.envelope.event_type, x.attempts, f"{x.died_at:%F %T}", x.error]
-        for x in letters
+        [x.event_id, x.envelope.event_type, x.attempts, x.died_at, x.error] for x in letters
     ]
     if subscription is None:
         columns.insert(1, "subscription")
         for row, letter in zip(rows, letters, strict=True):
             row.insert(1, letter.subscription)
-    print_table(columns, rows)
+    print_table(columns, rows, none="no dead letters")
     if len(letters) == limit:
         click.echo(f"the first {limit:,}; more with --limit", err=True)
 
@@ -52,11 +52,23 @@ def _list_unusable(subscription: str | None, limit: int, as_json: bool) -> None:
     if subscription is None:
         raise click.UsageError("--unusable needs the name of a subscription")
     found = on_broker.unusable(subscription, limit)
-    rows = [(x.body.decode(errors="backslashreplace"), x.reason, x.died_at) for x in found]
+    rows = [(x.died_at, x.reason, x.body.decode(errors="backslashreplace")) for x in found]
     if as_json:
-        print_json([dict(zip(("body", "reason", "died_at"), row, strict=True)) for row in rows])
+        print_json([dict(zip(("died_at", "reason", "body"), row, strict=True)) for row in rows])
     else:
-        print_table(["died at", "reason", "body"], [[row[2], row[1], row[0][:80]] for row in rows])
+        print_table(
+            ["died at", "reason", "body"],
+            [[_moment(died_at), reason, body[:80]] for died_at, reason, body in rows],
+            none="no unusable messages",
+        )
+
+
+def _moment(text: str) -> object:
+    """As a moment, where it is one: anybody may put a message there."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return text
 
 
 @click.command("show")
@@ -75,11 +87,13 @@ def show(event: UUID, as_json: bool) -> None:
     if as_json:
         print_json([letter.as_dict() for letter in letters])
         return
-    for letter in letters:
+    for number, letter in enumerate(letters):
+        if number:
+            click.echo()
         for name, value in letter.as_dict().items():
             if name in ("envelope", "correction"):
                 if value is not None:
                     click.echo(f"{name}:")
                     print_json(value)
             else:
-                click.echo(f"{name:<16} {value}")
+                click.echo(f"{name:<16} {for_people(getattr(letter, name))}")

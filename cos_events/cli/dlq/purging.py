@@ -15,7 +15,7 @@ from cos_events.cli.servers import adopt_running
 @click.command("purge")
 @click.argument("subscription")
 @filters
-@click.option("--limit", type=click.IntRange(1), help="At most this many, oldest first.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many, of the oldest events.")
 @click.option("--unusable", is_flag=True, help="The broker's messages that are no envelopes.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option

@@ -18,7 +18,7 @@ from cos_events.cli.worker import APP
 @click.command("replay")
 @click.argument("subscription")
 @filters
-@click.option("--limit", type=click.IntRange(1), help="At most this many, oldest first.")
+@click.option("--limit", type=click.IntRange(1), help="At most this many, of the oldest events.")
 @click.option("--dry-run", is_flag=True, help="Only try: run the handler and roll back.")
 @click.option(
     "-A", "--app", default=APP, envvar="COS_EVENTS_APP", help="With --dry-run: the application."
@@ -109,6 +109,7 @@ def _rehearse(which: Any, limit: int, app: str, as_json: bool) -> None:
     if as_json:
         print_json(endings)
     else:
-        print_table(["event", "would be"], [list(each.values()) for each in endings])
+        rows = [list(each.values()) for each in endings]
+        print_table(["event", "would be"], rows, none="no dead letters")
     if any(each["ending"] != "delivered" for each in endings):
         raise SystemExit(1)

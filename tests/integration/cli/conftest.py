@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -113,6 +116,33 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         with suppress(psutil.Error):
             process.kill()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def on_terminal() -> Callable[..., list[str]]:
+    """The lines that a command shows on a terminal of this width, without their colours."""
+
+    def run(*args: object, width: int) -> list[str]:
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (50, width))
+        kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        with subprocess.Popen(
+            [sys.executable, "-m", "cos_events", *map(str, args)],
+            stdout=theirs,
+            stderr=theirs,
+            cwd=ROOT,
+            env={**kept, "TERM": "xterm"},
+        ):
+            os.close(theirs)
+            shown = b""
+            # Linux ends a terminal's output by an error.
+            with suppress(OSError):
+                while some := os.read(ours, 65_536):
+                    shown += some
+        os.close(ours)
+        return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).splitlines()
+
+    return run
 
 
 @pytest.fixture
