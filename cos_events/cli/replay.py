@@ -9,7 +9,7 @@ import click
 
 from cos_events.cli.output import json_option, print_json
 from cos_events.cli.progress import progress_bar
-from cos_events.cli.selecting import selecting
+from cos_events.cli.selecting import doubt, selecting
 from cos_events.cli.servers import adopt_running
 from cos_events.selection import Selection
 
@@ -46,6 +46,8 @@ def command(
     adopt_running()
     selection = Selection(**selected)
     total = replay.count(subscription, selection)
+    if not total:
+        doubt(event_type=selection.event_type, module=selection.module)
     if dry_run:
         _say(subscription, total, "would run again", as_json)
         return

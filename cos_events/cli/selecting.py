@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -24,3 +25,22 @@ def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def doubt(*, event_type: str | None, module: str | None = None) -> None:
+    """Where nothing was chosen: say so if one of these names is that of no retained event."""
+    from cos_events.store import recorded
+    from cos_events.store.engine import explained, get_engine
+
+    with explained(), get_engine().connect() as connection:
+        if module is not None:
+            _doubt("module", module, recorded.names(connection, "source_module"))
+        if event_type is not None:
+            _doubt("type", event_type, recorded.names(connection, "event_type"))
+
+
+def _doubt(kind: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        likely = get_close_matches(name, known, 1)
+        meant = f": did you mean {likely[0]!r}?" if likely else ""
+        click.echo(f"no retained event is of {kind} {name!r}{meant}", err=True)

@@ -11,7 +11,7 @@ import click
 
 from cos_events.cli.output import NO_SUBSCRIPTIONS, json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
-from cos_events.cli.selecting import selecting
+from cos_events.cli.selecting import doubt, selecting
 from cos_events.cli.servers import adopt_running
 from cos_events.selection import EVERYTHING, Selection
 
@@ -71,12 +71,18 @@ def command(
     unrecorded = _unrecorded(selection, heal=heal)
     accounts = settled_accounts(grace, wait, subscription, selection)
     left = unrecorded.found - unrecorded.healed
+    if not any(each.committed for each in accounts):
+        doubt(event_type=selection.event_type, module=selection.module)
     if as_json:
         which = {"subscription": subscription, **asdict(selection)}
         print_json(_report(which, grace, accounts, unrecorded))
     else:
-        if unrecorded.found:
+        if heal and unrecorded.found:
             click.echo(f"{unrecorded.found:,} L1 rows had no event, {unrecorded.healed:,} healed")
+        elif unrecorded.found:
+            click.echo(
+                f"{unrecorded.found:,} L1 rows have no event: run `verify --heal` to record them"
+            )
         for event_id, reason in unrecorded.refused.items():
             click.echo(f"{event_id}: {reason}", err=True)
         print_accounts(accounts)

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Row
 
 from cos_events.envelope import Envelope, format_timestamp
+from cos_events.errors import SubscriptionError
 from cos_events.store import dead_letters, subscriptions
 from cos_events.store.dead_letters import Filter, Place
 from cos_events.store.engine import explained, get_engine
@@ -79,6 +80,21 @@ def find(which: Filter, limit: int | None = None) -> Iterator[DeadLetter]:
             return
         after = page[-1].outbox_id, page[-1].subscription
         left = None if left is None else left - size
+
+
+def require(which: Filter) -> None:
+    """Refuse named events that are no dead letters, whatever else is asked of them.
+
+    Raises:
+        SubscriptionError: names them; or there is no such subscription.
+    """
+    if not which.event_ids:
+        return
+    found = {each.event_id for each in find(Filter(which.subscription, which.event_ids))}
+    if others := [str(each) for each in which.event_ids if each not in found]:
+        raise SubscriptionError(
+            f"{which.subscription} has no dead letter {', '.join(others)}: see `dlq list`"
+        )
 
 
 def _letter(row: Row[Any]) -> DeadLetter:

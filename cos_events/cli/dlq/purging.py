@@ -9,6 +9,7 @@ import click
 from cos_events.cli.dlq.options import chosen, filters
 from cos_events.cli.output import json_option, print_json
 from cos_events.cli.progress import progress_bar
+from cos_events.cli.selecting import doubt
 from cos_events.cli.servers import adopt_running
 
 
@@ -27,10 +28,14 @@ def purge(
     The ledger keeps that they were discarded, and `verify` counts them so.
     """
     from cos_events.dead_letters import on_broker, replaying
+    from cos_events.dead_letters.finding import require
 
     adopt_running()
     which = chosen(subscription, **given)
+    require(which)
     total = min(replaying.count(which), limit or 10**12)
+    if not total:
+        doubt(event_type=which.event_type)
     what = "the unusable messages" if unusable else f"{total:,} dead letters"
     if not yes and (unusable or total):
         click.confirm(f"Drop {what} of {subscription} for good?", abort=True, err=True)

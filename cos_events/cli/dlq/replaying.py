@@ -11,6 +11,7 @@ import click
 from cos_events.cli.dlq.options import chosen, filters
 from cos_events.cli.output import json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
+from cos_events.cli.selecting import doubt
 from cos_events.cli.servers import adopt_running
 from cos_events.cli.worker import APP
 
@@ -47,11 +48,13 @@ def replay(  # noqa: PLR0913 - the options
     the outbox keeps what was recorded.
     """
     from cos_events.dead_letters import replaying
+    from cos_events.dead_letters.finding import require
 
     if data is not None and edit is None:
         raise click.UsageError("--data goes with --edit EVENT: whose new data is it?")
     adopt_running()
     which = chosen(subscription, **given)
+    require(which)
     if dry_run:
         _rehearse(which, limit or 100, app, as_json)
         return
@@ -59,6 +62,8 @@ def replay(  # noqa: PLR0913 - the options
         _edit(subscription, edit, data)
         which = chosen(subscription, **{**given, "events": (edit,)})
     total = min(replaying.count(which), limit or 10**12)
+    if not total:
+        doubt(event_type=which.event_type)
     with progress_bar("replaying", total) as done:
         replayed = replaying.replay(which, limit, done)
     if as_json:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from click.testing import Result
@@ -163,9 +163,26 @@ def test_replay_keeps_to_its_limit_oldest_first_and_to_the_events_named(
     cli("dlq", "replay", name, "--limit", 1)
     assert row(name, first) == ("held", 0)
     assert row(name, second) == row(name, third) == ("dead", 3)
-    result = cli("dlq", "replay", name, "--event", third, "--event", uuid4(), "--json")
+    result = cli("dlq", "replay", name, "--event", third, "--json")
     assert json.loads(result.output)["replayed"] == [str(third)]
     assert row(name, second) == ("dead", 3)
+
+
+@pytest.mark.parametrize("command", [("replay",), ("replay", "--dry-run"), ("purge", "--yes")])
+def test_an_event_that_is_no_dead_letter_is_a_sentence_and_nothing_changes(
+    command: tuple[str, ...],
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    cli: Cli,
+    sentence: Callable[[Result], str],
+    row: Callable[[str, UUID], tuple[str, int]],
+) -> None:
+    subscribe("mailer")
+    dead = add_event(published=60, mailer="dead")
+    delivered = add_event(published=60, mailer="delivered")
+    said = sentence(cli("dlq", *command, "mailer", "--event", dead, "--event", delivered))
+    assert said == f"mailer has no dead letter {delivered}: see `dlq list`"
+    assert row("mailer", dead) == ("dead", 3)
 
 
 @pytest.mark.parametrize("url", NOBODY_LISTENS, ids=["redis", "rabbitmq"])

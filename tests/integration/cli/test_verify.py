@@ -33,7 +33,7 @@ def verify(cli: Cli) -> Verify:
     def run(*options: str) -> tuple[int, dict[str, dict[str, int]]]:
         result = cli("verify", "--json", *options)
         assert result.exit_code in (0, 1), result.output
-        accounts = json.loads(result.output)["subscriptions"]
+        accounts = json.loads(result.stdout)["subscriptions"]
         return result.exit_code, {
             each["subscription"]: {name: each[name] for name in COUNTS if each[name]}
             for each in accounts
@@ -243,6 +243,7 @@ def test_l1_rows_written_past_the_bus_are_found_and_healed(
     subscribe("activity")
     with Session(database) as session, session.begin():
         log_l1(session, "event_log", {"level": "INFO", "component": "c", "message": "m"})
+    assert "3 L1 rows have no event: run `verify --heal` to record them\n" in cli("verify").output
     found = cli("verify", "--json")
     assert found.exit_code == 1
     assert json.loads(found.output)["unrecorded"] == {"found": 3, "healed": 0, "refused": {}}
