@@ -179,9 +179,8 @@ class EventBus:
         try:
             return self._bench.processes[name]
         except KeyError:
-            raise CosEventsError(
-                f"there is no worker {name!r}; there are: {', '.join(self._bench.processes)}"
-            ) from None
+            names = ", ".join(self._bench.processes) or "none"
+            raise CosEventsError(f"there is no worker {name!r}; there are: {names}") from None
 
 
 def _settled(account: Account) -> int:

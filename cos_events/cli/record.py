@@ -48,7 +48,10 @@ def command(
     keep = rejects or Path(f"{'stdin' if file.name in ('-', '<stdin>') else file.name}.bad.jsonl")
     console = Console(stderr=True)
     size = Path(file.name).stat().st_size if Path(file.name).is_file() else None
-    with Progress(console=console, transient=True) as progress, explained():
+    with (
+        Progress(console=console, transient=True, disable=not console.is_terminal) as progress,
+        explained(),
+    ):
         bar = progress.add_task("recording", total=size)
         summary = record_lines(
             get_engine(),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cos_events.cli.asking import ask
 from cos_events.cli.output import json_option, print_json
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt, selecting
@@ -53,7 +54,7 @@ def command(
         return
     if total > ASK_ABOVE and not yes:
         question = f"Run {total:,} events again for {subscription}? Its effects happen once more."
-        click.confirm(question, abort=True, err=True)
+        ask(question)
     with progress_bar("replaying", total) as done:
         held = replay.run_again(subscription, selection, done)
     if wait:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cos_events.cli.asking import ask
 from cos_events.cli.output import NO_SUBSCRIPTIONS, json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.servers import adopt_running
@@ -52,17 +53,23 @@ def list_(as_json: bool) -> None:
 
 @command.command("pause")
 @click.argument("name")
-@click.option("--because", default="by hand", show_default=True, help="What `status` shows.")
-def pause(name: str, because: str) -> None:
-    """Stop calling its handler until it is resumed; its events wait in PostgreSQL."""
+@click.option("--because", help="What `status` shows.  [default: by hand]")
+def pause(name: str, because: str | None) -> None:
+    """Stop calling its handler until it is resumed; its events wait in PostgreSQL.
+
+    One that a person has paused keeps that reason, unless another is given.
+    """
     from cos_events.store import pauses, subscriptions
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
     with explained(), get_engine().begin() as connection:
         subscriptions.require(connection, name)
-        pauses.pause_by_hand(connection, name, because)
-    click.echo(f"{name} is paused: {because}; go on with `cos-events subscriptions resume {name}`")
+        earlier = pauses.reason_by_hand(connection, name)
+        reason = because or earlier or "by hand"
+        pauses.pause_by_hand(connection, name, reason)
+    how = "is paused" if earlier is None else "was paused already"
+    click.echo(f"{name} {how}: {reason}; go on with `cos-events subscriptions resume {name}`")
 
 
 @command.command("resume")
@@ -114,7 +121,7 @@ def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
                 err=True,
             )
     if not yes:
-        click.confirm(f"Remove {name} for good?", abort=True, err=True)
+        ask(f"Remove {name} for good?")
     with explained(), get_engine().begin() as connection:
         removal.forget(connection, name)
     try:

@@ -77,6 +77,15 @@ def pause_by_hand(connection: Connection, name: str, because: str) -> None:
     )
 
 
+def reason_by_hand(connection: Connection, name: str) -> str | None:
+    """Why a person has paused it; None if none has. Nobody changes that in this transaction."""
+    return connection.scalar(
+        select(SubscriptionRow.paused_because)
+        .where(SubscriptionRow.name == name, SubscriptionRow.paused_until == UNTIL_RESUMED)
+        .with_for_update()
+    )
+
+
 def resume_by_hand(connection: Connection, name: str) -> bool:
     """Go on, whoever paused it; returns whether it was paused."""
     resumed = connection.execute(

@@ -6,8 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from cos_events.errors import CosEventsError
 from cos_events.faults.kill_points import KILL_POINTS
+from cos_events.testing import EventBus
 
 PAGE = (Path(__file__).parents[2] / "docs/testing.md").read_text()
 
@@ -32,6 +38,12 @@ def test_a_wait_in_vain_says_why_the_handler_failed(tmp_path: Path) -> None:
         r'relation "taken_elsewhere" does not exist'
     )
     assert re.search(expected, ended.stdout), ended.stdout
+
+
+def test_a_worker_that_is_not_there_is_a_sentence_though_there_is_none() -> None:
+    bench: Any = SimpleNamespace(engine=None, redis=None, broker=None, processes={})
+    with pytest.raises(CosEventsError, match="no worker 'publisher-9'; there are: none"):
+        EventBus(bench).kill("publisher-9")
 
 
 def run_example(folder: Path, *changes: tuple[str, str]) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from cos_events.cli.asking import ask
 from cos_events.cli.dlq.options import chosen, filters
 from cos_events.cli.output import json_option, print_json
 from cos_events.cli.progress import progress_bar
@@ -36,9 +37,15 @@ def purge(
     total = min(replaying.count(which), limit or 10**12)
     if not total:
         doubt(event_type=which.event_type)
-    what = "the unusable messages" if unusable else f"{total:,} dead letters"
+    what = (
+        "the unusable messages"
+        if unusable
+        else "1 dead letter"
+        if total == 1
+        else f"{total:,} dead letters"
+    )
     if not yes and (unusable or total):
-        click.confirm(f"Drop {what} of {subscription} for good?", abort=True, err=True)
+        ask(f"Drop {what} of {subscription} for good?")
     with progress_bar("purging", None if unusable else total) as done:
         if unusable:
             purged = on_broker.purge_unusable(subscription, done)

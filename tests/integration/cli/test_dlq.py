@@ -279,7 +279,7 @@ def test_purging_drops_for_good_and_the_ledger_says_so(
     dead, kept = (add_event(published=60, mailer="dead") for _ in range(2))
     asked = cli("dlq", "purge", "mailer", "--event", dead, input="n\n")
     assert asked.exit_code == 1
-    assert "Drop 1 dead letters of mailer for good?" in asked.output
+    assert "Drop 1 dead letter of mailer for good? [y/N]: " in asked.output
     assert row("mailer", dead) == ("dead", 3)
     assert cli("dlq", "purge", "mailer", "--event", dead, "--yes").output == (
         "1 purged from mailer\n"

@@ -87,7 +87,7 @@ def test_every_line_of_a_file_is_recorded(
 ) -> None:
     file.write_bytes(b"\n".join(map(line, range(250))))
     result = cli("record", file)
-    assert (result.exit_code, result.stdout) == (0, "250 recorded, 0 refused\n")
+    assert (result.exit_code, result.output) == (0, "250 recorded, 0 refused\n")
     assert recorded() == numbers(*range(250))
     assert list(file.parent.iterdir()) == [file]
 

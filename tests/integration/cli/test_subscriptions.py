@@ -15,7 +15,7 @@ from sqlalchemy import Engine, delete, func, select, update
 
 from cos_events import broker, pause
 from cos_events.errors import SubscriptionError
-from cos_events.store import held, locks, outbox, removal, subscriptions
+from cos_events.store import held, locks, outbox, pauses, removal, subscriptions
 from cos_events.store.engine import wait_at_most
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
@@ -61,6 +61,40 @@ def test_a_pause_by_hand_stays_until_it_is_resumed(
     assert cli("subscriptions", "resume", "mailer").output == "mailer was not paused\n"
     pause.forget()
     assert pause.state("mailer") == "running"
+
+
+def test_a_second_pause_keeps_its_reason_unless_another_is_given(
+    cli: Cli, subscribe: Callable[..., None], database: Engine
+) -> None:
+    def paused(*options: str) -> str:
+        return cli("subscriptions", "pause", "mailer", *options).output.partition(";")[0]
+
+    subscribe("mailer")
+    with database.begin() as connection:
+        pauses.pause(connection, "mailer", "an outage")
+    assert paused() == "mailer is paused: by hand"
+    assert paused("--because", "the office moves") == "mailer was paused already: the office moves"
+    assert paused() == "mailer was paused already: the office moves"
+    (row,) = json.loads(cli("status", "--json").output)["subscriptions"]
+    assert row["condition"] == "paused: the office moves"
+
+
+@pytest.mark.parametrize("command", ["dlq purge", "subscriptions remove", "replay"])
+def test_a_question_that_nobody_can_answer_names_the_option(
+    command: str,
+    cli: Cli,
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    sentence: Callable[[Result], str],
+    redis_broker: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cos_events.cli.replay.ASK_ABOVE", 0)
+    subscribe("mailer")
+    add_event(published=60, mailer="dead")
+    assert sentence(cli(*command.split(), "mailer")) == (
+        "there is no terminal to answer on: use --yes"
+    )
 
 
 @pytest.fixture
