@@ -209,8 +209,13 @@ class InForce:
     """One setting: the variable's name, its value (secrets masked), and where that came from."""
 
     name: str
-    value: str
+    value: str | float | bool | None
     source: str
+
+    def text(self) -> str:
+        """The value as one would set it; `none` where there is none."""
+        plain = self.value is None or isinstance(self.value, bool)
+        return str(self.value).lower() if plain else str(self.value)
 
 
 def _variables() -> dict[str, str]:
@@ -242,8 +247,8 @@ def in_force() -> list[InForce]:
     ]
 
 
-def _shown(name: str, value: object) -> str:
-    """As one would set it, where it is set at all."""
+def _shown(name: str, value: object) -> str | float | bool | None:
+    """A duration as one would set it; secrets masked."""
     if name == _variables()["retain_for"]:
         return "forever" if value is None else format_duration(float(str(value)))
-    return str(value).lower() if value is None or isinstance(value, bool) else mask(str(value))
+    return value if value is None or isinstance(value, int | float) else mask(str(value))

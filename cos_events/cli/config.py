@@ -28,6 +28,6 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json({each.name: {"value": each.value, "from": each.source} for each in settings})
     else:
-        print_table(["setting", "value", "from"], [[x.name, x.value, x.source] for x in settings])
+        print_table(["setting", "value", "from"], [[x.name, x.text(), x.source] for x in settings])
     for name in unknown():
         click.echo(f"{name} is set, but there is no such setting: is it misspelt?", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,16 @@ def test_config_shows_every_setting_with_where_its_value_came_from(
     assert set(found) == {(info.alias or name).upper() for name, info in fields}
     assert found["DATABASE_URL"]["from"] == "environment"
     assert found["COS_EVENTS_RETAIN_FOR"] == {"value": "3d", "from": ".env"}
-    assert found["COS_EVENTS_QUEUE_DEPTH"] == {"value": "10000", "from": "default"}
+    assert found["COS_EVENTS_TRACE_CONTENT"] == {"value": False, "from": "default"}
+    assert found["COS_EVENTS_METRICS_LISTEN"] == {"value": None, "from": "default"}
+    assert found["COS_EVENTS_WAKE_INTERVAL"] == {"value": 0.003, "from": "default"}
+    table = cli("config").output
+    for shown in (
+        *(r"COS_EVENTS_QUEUE_DEPTH +10000", r"COS_EVENTS_TRACE_CONTENT +false"),
+        r"COS_EVENTS_METRICS_LISTEN +none",
+    ):
+        assert re.search(rf"^{shown} +default *$", table, re.MULTILINE)
+    assert found["COS_EVENTS_QUEUE_DEPTH"] == {"value": 10_000, "from": "default"}
 
 
 def test_a_variable_counts_in_lower_case_too_and_not_when_it_is_empty(
@@ -46,8 +56,8 @@ def test_a_variable_counts_in_lower_case_too_and_not_when_it_is_empty(
     monkeypatch.setenv("cos_events_queue_depth", "2000")
     monkeypatch.setenv("COS_EVENTS_API_PORT", "")
     found = json.loads(cli("config", "--json").output)
-    assert found["COS_EVENTS_QUEUE_DEPTH"] == {"value": "2000", "from": "environment"}
-    assert found["COS_EVENTS_API_PORT"] == {"value": "8000", "from": "default"}
+    assert found["COS_EVENTS_QUEUE_DEPTH"] == {"value": 2_000, "from": "environment"}
+    assert found["COS_EVENTS_API_PORT"] == {"value": 8_000, "from": "default"}
 
 
 def test_a_variable_that_is_no_setting_is_named(
