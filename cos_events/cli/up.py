@@ -47,9 +47,8 @@ def _run(broker_url: str | None, data: Path | None) -> None:
     has_api, has_flower = find_spec("fastapi") and find_spec("uvicorn"), find_spec("flower")
     settings = get_settings()
     given = [name for name in URLS if name.lower() in settings.model_fields_set]
-    if "DATABASE_URL" not in given:
-        # Its ports are taken by its owner.
-        embedded.require_free(folder)
+    # First: its owner has the ports, too.
+    embedded.require_free(folder)
     if has_api:
         _take_port("COS_EVENTS_API_PORT", settings.api_host, settings.api_port)
     if has_flower:
@@ -113,7 +112,7 @@ def _prepare(given: Sequence[str]) -> None:
         if not given:
             raise
         raise CosEventsError(
-            f"{error}; or unset {', '.join(given)} (look into .env, too): "
+            f"{str(error).rstrip('.')}; or unset {', '.join(given)} (look into .env, too): "
             "then `up` starts servers of its own"
         ) from error
 

@@ -28,6 +28,7 @@ Program = Callable[..., subprocess.Popen[str]]
 RunProgram = Callable[..., subprocess.CompletedProcess[str]]
 Up = Callable[..., tuple[subprocess.Popen[str], Path]]
 NO_SERVERS = {"REDIS_URL": "redis://127.0.0.1:1/0", "unset": ("DATABASE_URL", "BROKER_URL")}
+SOMEBODYS = {"DATABASE_URL": "postgresql://127.0.0.1:1/theirs"}
 FREE_PORTS = {"COS_EVENTS_API_PORT": "0", "FLOWER_PORT": "0"}
 
 
@@ -107,14 +108,16 @@ def test_a_server_alone_says_the_same_of_a_port_in_use(
             assert said.startswith(f"{name}: nothing can listen on 127.0.0.1:{port}")
 
 
+@pytest.mark.parametrize("given", [{}, SOMEBODYS], ids=["alone", "with URLs"])
 def test_a_second_up_names_the_process_that_has_the_folder_and_not_its_ports(
-    place: Path, here: dict[str, Any], run_program: RunProgram
+    given: dict[str, str], place: Path, here: dict[str, Any], run_program: RunProgram
 ) -> None:
     (place / "home").mkdir()
     note_owner(place / "home", this_owner(temporary=False))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        ended = run_program("up", **here | {"COS_EVENTS_API_PORT": port})
+        unset = tuple(name for name in here["unset"] if name not in given)
+        ended = run_program("up", **here | given | {"COS_EVENTS_API_PORT": port, "unset": unset})
     assert ended.returncode == 1
     assert f"belong to process {os.getpid()}, which runs" in ended.stderr
 
