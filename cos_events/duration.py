@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
+LONGEST = timedelta(days=36_500)
+"""No moment of the bus is further away; PostgreSQL could not reckon with it."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
@@ -16,11 +19,9 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_duration(text: str) -> timedelta | None:
-    """What the text means; None if it is no duration."""
+    """What the text means; None if it is no duration, or over `LONGEST`."""
     found = _DURATION.fullmatch(text)
     if found is None:
         return None
-    try:
-        return timedelta(seconds=float(found[1]) * _SECONDS[found[2]])
-    except OverflowError:
-        return None
+    seconds = float(found[1]) * _SECONDS[found[2]]
+    return timedelta(seconds=seconds) if seconds <= LONGEST.total_seconds() else None

@@ -86,7 +86,7 @@ def _seconds(value: object) -> object:
     duration = parse_duration(value) if isinstance(value, str) else None
     if duration is None or duration.total_seconds() < 60:
         raise ValueError(
-            "must be a duration of a minute or more, such as 12h, 7d or 4w, or forever"
+            "must be a duration from a minute to 36500d, such as 12h, 7d or 4w, or forever"
         )
     return duration.total_seconds()
 

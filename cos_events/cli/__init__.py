@@ -58,6 +58,10 @@ class _Commands(click.Group):
             return super().invoke(context)
         except CosEventsError as error:
             raise click.ClickException(str(error)) from error
+        except UnicodeEncodeError as error:
+            if not error.reason.startswith("surrogates"):
+                raise
+            raise click.ClickException(f"{error.object!a} is not UTF-8") from error
         except BrokenPipeError:
             # The reader of a pipe (`| head`) has seen enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

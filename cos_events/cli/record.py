@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import IO
 
@@ -46,6 +47,11 @@ def command(
     adopt_running()
     telemetry.configure("record")
     keep = rejects or Path(f"{'stdin' if file.name in ('-', '<stdin>') else file.name}.bad.jsonl")
+    # Before anything is recorded: a line that is refused could not be kept.
+    if not os.access(keep if keep.exists() else keep.parent, os.W_OK):
+        raise click.BadParameter(
+            f"{keep} cannot be written: where shall refused lines be kept?", param_hint="--rejects"
+        )
     console = Console(stderr=True)
     size = Path(file.name).stat().st_size if Path(file.name).is_file() else None
     with (

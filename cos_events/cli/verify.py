@@ -13,6 +13,7 @@ from cos_events.cli.output import NO_SUBSCRIPTIONS, json_option, print_json, pri
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt, selecting
 from cos_events.cli.servers import adopt_running
+from cos_events.cli.when import Seconds
 from cos_events.selection import EVERYTHING, Selection
 
 if TYPE_CHECKING:
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     "--grace",
     default=60.0,
     show_default=True,
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     help="Seconds after publication from which an event without a delivery counts as missing.",
 )
 @click.option(
     "--wait",
     default=0.0,
-    type=click.FloatRange(min=0),
+    type=Seconds(),
     help="Wait up to this many seconds until nothing is held, waiting, in flight or missing.",
 )
 @click.option("--subscription", help="Only this one.")

@@ -1,13 +1,30 @@
-"""A moment on the command line: ISO 8601, or how long ago."""
+"""Times on the command line: a moment, in ISO 8601 or as how long ago; a number of seconds."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import isnan
 from typing import Any
 
 import click
 
-from cos_events.duration import parse_duration
+from cos_events.duration import LONGEST, parse_duration
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds, from none on."""
+
+    def __init__(self) -> None:
+        super().__init__(0, LONGEST.total_seconds())
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> float:
+        """The number, which `nan` is not."""
+        seconds: float = super().convert(value, param, context)
+        if isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, context)
+        return seconds
 
 
 class When(click.ParamType[datetime]):

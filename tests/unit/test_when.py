@@ -34,7 +34,9 @@ def test_a_time_is_taken_as_utc_where_it_does_not_say(text: str) -> None:
     assert When().convert(text, None, None) == datetime(2026, 11, 25, 10, tzinfo=UTC)
 
 
-@pytest.mark.parametrize("text", ["yesterday", "7", "d", "-1d", "", "1e9d", f"{'9' * 40}w"])
+@pytest.mark.parametrize(
+    "text", ["yesterday", "7", "d", "-1d", "", "1e9d", "36501d", f"{'9' * 40}w"]
+)
 def test_what_is_neither_is_refused_with_examples(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a point in time: use 2026-11-25T10"):
         When().convert(text, None, None)

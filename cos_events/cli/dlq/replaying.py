@@ -91,7 +91,7 @@ def _edit(subscription: str, event: UUID, data: IO[bytes] | None) -> None:
             raise SubscriptionError("nothing was changed, nothing is replayed")
     try:
         corrected = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidPayload(f"the new data is not JSON: {error}; nothing is replayed") from error
     if not isinstance(corrected, dict):
         raise InvalidPayload("the new data must be a JSON object; nothing is replayed")

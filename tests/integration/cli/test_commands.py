@@ -189,6 +189,19 @@ def test_status_shows_what_waits_where(
     assert ":***@" in table
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e308", "-1"])
+def test_what_is_no_number_of_seconds_is_a_wrong_option(
+    database: Engine, cli: Cli, seconds: str
+) -> None:
+    assert cli("verify", "--grace", seconds).exit_code == 2
+
+
+def test_what_is_not_utf_8_is_one_sentence(
+    database: Engine, cli: Cli, sentence: Callable[[Result], str]
+) -> None:
+    assert sentence(cli("verify", "--module", "\udcff")) == r"'\udcff' is not UTF-8"
+
+
 def test_status_says_what_stands_still(
     subscribe: Callable[..., None], add_event: Callable[..., object], cli: Cli
 ) -> None:

@@ -239,6 +239,7 @@ def test_a_corrected_payload_goes_out_and_the_original_is_kept(
     ("data", "says"),
     [
         ("{", "the new data is not JSON"),
+        ("[" * 100_000, "the new data is not JSON"),
         ("[1]", "the new data must be a JSON object"),
         ('{"a": NaN}', "data.a: Input should be a finite number"),
         ('{"a": "\\u0000"}', "data.a holds a NUL character"),

@@ -195,6 +195,17 @@ def test_nothing_to_record_is_no_mistake(
     assert recorded() == []
 
 
+def test_refused_lines_that_could_not_be_kept_stop_it_before_it_begins(
+    file: Path, recorded: Callable[[], list[str]], cli: Cli, tmp_path: Path
+) -> None:
+    file.write_bytes(line(0))
+    rejects = tmp_path / "nowhere" / "bad.jsonl"
+    result = cli("record", file, "--rejects", rejects)
+    assert result.exit_code == 2
+    assert f"{rejects} cannot be written" in " ".join(result.output.split())
+    assert recorded() == []
+
+
 def test_a_file_that_is_not_there_is_named(database: Engine, cli: Cli) -> None:
     result = cli("record", "/nowhere/at-all.jsonl")
     assert result.exit_code == 2
