@@ -14,6 +14,7 @@ import click
 from cos_events.cli.interrupt import cleaning_up
 from cos_events.cli.port import usable_port
 from cos_events.cli.servers import URLS, available, described, home
+from cos_events.cli.worker import APP
 
 
 @click.command("up")
@@ -23,8 +24,16 @@ from cos_events.cli.servers import URLS, available, described, home
     type=click.Path(file_okay=False, path_type=Path),
     help="The data folder.  [default: COS_EVENTS_HOME, or the user's data folder]",
 )
-def command(broker_url: str | None, data: Path | None) -> None:
-    """Run everything until Ctrl-C: servers, tables, publisher, COS's subscribers, API and Flower.
+@click.option(
+    "-A",
+    "--app",
+    default=APP,
+    show_default=True,
+    envvar="COS_EVENTS_APP",
+    help="The Celery application whose subscribers run, as Celery's own -A.",
+)
+def command(broker_url: str | None, data: Path | None, app: str) -> None:
+    """Run everything until Ctrl-C: servers, tables, publisher, subscribers, API and Flower.
 
     Without a DATABASE_URL, PostgreSQL and Valkey are private ones, from wheels; their data stays
     for the next time. Other commands in another terminal find them by themselves (with --data:
@@ -32,6 +41,8 @@ def command(broker_url: str | None, data: Path | None) -> None:
     /metrics, or COS_EVENTS_METRICS_LISTEN, shows what all of its processes count.
     """
     with suppress(KeyboardInterrupt), cleaning_up():
+        # Its workers and Flower look there.
+        os.environ["COS_EVENTS_APP"] = app
         _run(broker_url, data)
     click.echo("stopped")
 
@@ -58,7 +69,7 @@ def _run(broker_url: str | None, data: Path | None) -> None:
         _prepare(given)
         specs = [
             ("publisher", ["publisher"]),
-            ("subscribers", ["subscriber", "activity", "graph_staging"]),
+            ("subscribers", ["subscriber"]),
         ]
         metrics.share_counts()
         if listen := get_settings().metrics_listen:

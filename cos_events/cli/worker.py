@@ -96,25 +96,25 @@ def publisher(app: str, concurrency: int, loglevel: str, celery_args: Sequence[s
 @command.command("subscriber", context_settings=_CELERY_OPTIONS)
 @_concurrency(2)
 @_options
-@click.argument("names", nargs=-1, required=True, type=click.UNPROCESSED, metavar="NAME...")
+@click.argument("names", nargs=-1, type=click.UNPROCESSED, metavar="[NAME]...")
 def subscriber(app: str, concurrency: int, loglevel: str, names: Sequence[str]) -> None:
-    """Run the handlers of these subscriptions.
+    """Run the handlers of these subscriptions, or of all that the application has.
 
     Several workers of one subscription share its events.
     """
-    subscriptions = list(takewhile(lambda name: not name.startswith("-"), names))
-    celery_args = names[len(subscriptions) :]
+    named = list(takewhile(lambda name: not name.startswith("-"), names))
+    celery_args = names[len(named) :]
     adopt_running()  # before the application reads its settings
-    find_subscribers(app, subscriptions)
-    node = ["-Q", ",".join(subscriptions), "-n", f"{'+'.join(subscriptions)}@%h"]
+    subscriptions = [each.name for each in find_subscribers(app, named)]
+    node = ["-Q", ",".join(subscriptions), "-n", f"{'+'.join(named) or 'subscribers'}@%h"]
     _run_celery(app, concurrency, loglevel, [*node, *celery_args])
 
 
 def find_subscribers(app: str, names: Sequence[str]) -> list[Subscriber]:
-    """The subscribers of these names in a Celery application.
+    """The subscribers of these names in a Celery application; of no name, all that it has.
 
     Raises:
-        SubscriptionError: there is no such application, or it has no such subscription.
+        SubscriptionError: there is no such application, or it has no such subscription, or none.
     """
     from cos_events.errors import SubscriptionError
     from cos_events.subscribers import subscribers_of
@@ -122,12 +122,16 @@ def find_subscribers(app: str, names: Sequence[str]) -> list[Subscriber]:
     found = find_application(app)
     found.loader.import_default_modules()
     known = subscribers_of(found)
+    if not known:
+        raise SubscriptionError(
+            f"{app} has no subscription: declare one by @subscriber in a module that it imports"
+        )
     if unknown := [name for name in names if name not in known]:
         raise SubscriptionError(
             f"{app} has no subscription {', '.join(unknown)}; it has "
-            f"{', '.join(sorted(known)) or 'none'} (another application: -A or COS_EVENTS_APP)"
+            f"{', '.join(sorted(known))} (another application: -A or COS_EVENTS_APP)"
         )
-    return [known[name] for name in names]
+    return [known[name] for name in names or sorted(known)]
 
 
 def find_application(app: str) -> Celery:

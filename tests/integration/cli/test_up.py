@@ -176,6 +176,16 @@ def test_env_without_servers_says_what_to_do(run_program: RunProgram, here: dict
     assert "no `cos-events up` runs" in ended.stderr
 
 
+def test_up_runs_the_subscribers_of_another_application(
+    up: Up, here: dict[str, Any], run_program: RunProgram
+) -> None:
+    process, _ = up(COS_EVENTS_APP="cos_events.cli.demo.app")
+    status = json.loads(run_program("status", "--json", **here).stdout)
+    assert [each["subscription"] for each in status["subscriptions"]] == ["archive", "mailer"]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 0
+
+
 def test_up_runs_until_it_is_told_to_stop_and_other_commands_find_it(
     up: Up,
     here: dict[str, Any],

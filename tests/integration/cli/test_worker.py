@@ -71,6 +71,18 @@ def test_an_unknown_subscription_is_a_sentence_with_those_there_are(
     assert (done.returncode, done.stderr) == (1, said)
 
 
+def test_an_application_without_any_subscription_is_a_sentence(
+    redis_broker: str, tmp_path: Path, run_program: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    made = (
+        "from celery import Celery\nfrom cos_events import install\napp = install(Celery('none'))\n"
+    )
+    (tmp_path / "none_at_all.py").write_text(made)
+    done = run_program("worker", "subscriber", "-A", "none_at_all", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: none_at_all has no subscription: declare one by")
+
+
 @pytest.mark.parametrize("app", ["no_such_app", "json", "json:dumps", "cos_events.nothing"])
 def test_an_unknown_application_is_a_sentence(
     app: str, database: Engine, cli: Cli, sentence: Callable[[Result], str]
