@@ -120,7 +120,7 @@ def _compare_queues(app: Celery, consumed: Iterable[str]) -> None:
                 f"{name} is a subscription whose handler this application does not have, or does "
                 "not import: Celery would delete its events; name its module in `imports`"
             )
-        meant = get_close_matches(name, [PUBLISH_QUEUE, *known], 1)
+        meant = get_close_matches(name, [PUBLISH_QUEUE, *known], 1, cutoff=0.8)
         if meant and name not in app.amqp.queues:
             logger.warning(
                 "this worker consumes a queue %r that nobody has declared: is %r meant?",

@@ -13,6 +13,7 @@ from typing import Any
 import psycopg2
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -177,7 +178,8 @@ def explained() -> Iterator[None]:
     """Turn the errors that a person can mend into sentences.
 
     Raises:
-        DatabaseAway: PostgreSQL cannot be reached, or refuses the user.
+        DatabaseAway: PostgreSQL cannot be reached, or refuses the user; or all connections of this
+            process are in use.
         SchemaMissing: it has no cos-events tables, or old ones.
     """
     url = mask(get_settings().database_url)
@@ -187,6 +189,10 @@ def explained() -> Iterator[None]:
         raise DatabaseAway(
             f"PostgreSQL at {url} cannot be used: {one_line(error)}; "
             "check that it runs and that DATABASE_URL is right"
+        ) from error
+    except PoolTimeout as error:
+        raise DatabaseAway(
+            f"no connection to PostgreSQL at {url} is free: {one_line(error)}"
         ) from error
     except ProgrammingError as error:
         code = getattr(error.orig, "pgcode", None)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from cos_events import record_event
 from cos_events.health import STUCK_AFTER
-from cos_events.store import deliveries, subscriptions
+from cos_events.store import deliveries, engine, subscriptions
 from cos_events.store.models import OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 
@@ -37,8 +37,8 @@ def add_old(database: Engine) -> Callable[..., None]:
     return add
 
 
-def subscribe(engine: Engine, name: str) -> None:
-    with engine.begin() as connection:
+def subscribe(on: Engine, name: str) -> None:
+    with on.begin() as connection:
         subscriptions.register(connection, [Subscription(name)])
 
 
@@ -96,3 +96,18 @@ def test_a_database_that_is_away_or_empty_is_a_problem_with_a_sentence(connect: 
     (problem,) = answer.json()["problems"]
     assert "refused; check that it runs and that DATABASE_URL is right" in problem
     assert "secret" not in answer.text
+
+
+def test_a_pool_without_a_free_connection_is_a_problem_with_a_sentence(
+    connect: Connect, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine = engine.make_engine
+    none_to_spare = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2}
+    monkeypatch.setattr(engine, "make_engine", lambda url: make_engine(url, **none_to_spare))
+    client = connect()
+    engine.reset()
+    with engine.get_engine().connect():
+        answer = client.get("/health/ready")
+    engine.reset()
+    assert answer.status_code == 503
+    assert answer.json()["problems"][0].startswith("no connection to PostgreSQL at postgresql")
