@@ -11,7 +11,7 @@ import click
 
 from cos_events.cli.port import usable_port
 from cos_events.cli.servers import adopt_running
-from cos_events.cli.worker import APP
+from cos_events.cli.worker import app_option
 
 AUTH = "FLOWER_BASIC_AUTH"
 """The variable with `user:password`, Flower's own: `ps` would show an argument to everybody."""
@@ -27,14 +27,7 @@ MAX_TASKS = 10_000
     type=click.IntRange(0, 65_535),
     help="Port to listen on; 0 picks a free one.  [default: FLOWER_PORT, 5555]",
 )
-@click.option(
-    "-A",
-    "--app",
-    default=APP,
-    show_default=True,
-    envvar="COS_EVENTS_APP",
-    help="The Celery application, as Celery's own -A.",
-)
+@app_option
 def command(host: str | None, port: int | None, app: str) -> None:
     """Serve Celery's Flower until Ctrl-C: workers, queues, and each subscription's tasks by name.
 

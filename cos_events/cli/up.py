@@ -14,7 +14,7 @@ import click
 from cos_events.cli.interrupt import cleaning_up
 from cos_events.cli.port import usable_port
 from cos_events.cli.servers import URLS, available, described, home
-from cos_events.cli.worker import APP
+from cos_events.cli.worker import app_option
 
 
 @click.command("up")
@@ -24,14 +24,7 @@ from cos_events.cli.worker import APP
     type=click.Path(file_okay=False, path_type=Path),
     help="The data folder.  [default: COS_EVENTS_HOME, or the user's data folder]",
 )
-@click.option(
-    "-A",
-    "--app",
-    default=APP,
-    show_default=True,
-    envvar="COS_EVENTS_APP",
-    help="The Celery application whose subscribers run, as Celery's own -A.",
-)
+@app_option
 def command(broker_url: str | None, data: Path | None, app: str) -> None:
     """Run everything until Ctrl-C: servers, tables, publisher, subscribers, API and Flower.
 

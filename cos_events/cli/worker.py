@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 APP = "workers"
 """The Celery application that a worker runs unless another is named: COS's own."""
 
+app_option = click.option(
+    "-A",
+    "--app",
+    default=APP,
+    show_default=True,
+    envvar="COS_EVENTS_APP",
+    help="The Celery application, as Celery's own -A.",
+)
+
 _CELERY_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 
 
@@ -61,14 +70,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "-l", "--loglevel", default="INFO", show_default=True, help="As Celery's own -l."
         ),
-        click.option(
-            "-A",
-            "--app",
-            default=APP,
-            show_default=True,
-            envvar="COS_EVENTS_APP",
-            help="The Celery application, as Celery's own -A.",
-        ),
+        app_option,
     ):
         function = option(function)
     return function

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner
+from leftovers import of_this_test
 
 from cos_events.cli import faults, main
 from cos_events.errors import CosEventsError
@@ -39,23 +39,10 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield folder
-    for process in running_in(folder):
+    for process in of_this_test(folder):
         with suppress(psutil.Error):
             process.kill()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def running_in(place: Path) -> list[psutil.Process]:
-    """Every process whose command line or environment names the folder."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and (
-                str(place) in " ".join(process.cmdline())
-                or process.environ().get("TMPDIR") == str(place)
-            ):
-                found.append(process)
-    return found
 
 
 def command(*args: object) -> subprocess.Popen[str]:
@@ -89,7 +76,7 @@ def test_a_short_run_on_redis_loses_and_doubles_nothing_and_comes_to_every_kill_
     )
     assert found["postgresql_away_seconds"] > 0
     # What was killed may take a moment until it is gone.
-    eventually(lambda: running_in(place) == [])
+    eventually(lambda: of_this_test(place) == [])
     assert list(place.iterdir()) == []
 
 
@@ -102,7 +89,7 @@ def test_ctrl_c_stops_everything_and_leaves_nothing(
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "Traceback" not in err
-    eventually(lambda: running_in(place) == [])
+    eventually(lambda: of_this_test(place) == [])
     assert sorted(place.rglob("*")) == [], err
 
 
@@ -113,11 +100,11 @@ def test_what_a_killed_run_left_behind_ends_with_the_next(
     eventually(lambda: list(place.glob("*/application.log")))
     process.kill()
     process.communicate()
-    programs = {each.name() for each in running_in(place)}
+    programs = {each.name() for each in of_this_test(place)}
     assert {"postgres", "valkey-server"} <= programs
     with own_folder() as home:
         assert list(place.iterdir()) == [home.path]
-    eventually(lambda: running_in(place) == [])
+    eventually(lambda: of_this_test(place) == [])
     assert list(place.iterdir()) == []
 
 

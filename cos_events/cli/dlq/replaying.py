@@ -13,7 +13,7 @@ from cos_events.cli.output import json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt
 from cos_events.cli.servers import adopt_running
-from cos_events.cli.worker import APP
+from cos_events.cli.worker import app_option
 
 
 @click.command("replay")
@@ -21,9 +21,7 @@ from cos_events.cli.worker import APP
 @filters
 @click.option("--limit", type=click.IntRange(1), help="At most this many, of the oldest events.")
 @click.option("--dry-run", is_flag=True, help="Only try: run the handler and roll back.")
-@click.option(
-    "-A", "--app", default=APP, envvar="COS_EVENTS_APP", help="With --dry-run: the application."
-)
+@app_option
 @click.option("--edit", type=click.UUID, metavar="EVENT", help="Correct this event's data first.")
 @click.option(
     "--data", type=click.File("rb"), help="With --edit: the new data, instead of $EDITOR."
