@@ -26,6 +26,8 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 
+_NAME_RULE = "use a lower-case letter, then up to 62 lower-case letters, digits and underscores"
+
 _RFC3339_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 
 
@@ -33,10 +35,7 @@ def why_no_name(what: str, name: object) -> str:
     """A sentence on why this cannot be the name of `what`, such as "a module"; empty if it can."""
     if isinstance(name, str) and _NAME.fullmatch(name):
         return ""
-    return (
-        f"{name!r:.80} cannot name {what}: use a lower-case letter, "
-        "then up to 62 lower-case letters, digits and underscores"
-    )
+    return f"{name!r:.80} cannot name {what}: {_NAME_RULE}"
 
 
 def format_timestamp(moment: datetime) -> str:
@@ -133,10 +132,14 @@ def describe(error: ValidationError) -> str:
 
 
 def _message(problem: Any) -> str:
-    if problem["type"] != "invalid-json-value":
-        return str(problem["msg"])
-    kind = type(problem["input"]).__name__
-    return f"{kind} is no JSON value: make it text, a number, a list or a dict"
+    match problem["type"]:
+        case "invalid-json-value":
+            kind = type(problem["input"]).__name__
+            return f"{kind} is no JSON value: make it text, a number, a list or a dict"
+        case "string_pattern_mismatch":
+            return f"is no name: {_NAME_RULE}"
+        case _:
+            return str(problem["msg"])
 
 
 def _path(location: tuple[Any, ...]) -> str:

@@ -42,9 +42,6 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
         kind = type(data).__name__
         raise InvalidPayload(f"cannot record this event: data must be a mapping, not {kind}")
     source_module = module or get_settings().module
-    for what, name in (("an event type", event_type), ("a module", source_module)):
-        if why := why_no_name(what, name):
-            raise InvalidPayload(f"cannot record this event: {why}")
     try:
         return Envelope(
             base_log_id=base_log_id or uuid7(),
@@ -56,7 +53,9 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
             data=dict(data),
         )
     except ValidationError as error:
-        raise InvalidPayload(f"cannot record this event: {describe(error)}") from error
+        names = (("an event type", event_type), ("a module", source_module))
+        no_name = next(filter(None, (why_no_name(*each) for each in names)), None)
+        raise InvalidPayload(f"cannot record this event: {no_name or describe(error)}") from error
 
 
 def encode(envelope: Envelope) -> str:
