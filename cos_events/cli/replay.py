@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cos_events.cli.asking import ask
+from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import json_option, print_json
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt, selecting
@@ -19,7 +20,7 @@ ASK_ABOVE = 100
 
 
 @click.command("replay")
-@click.argument("subscription")
+@click.argument("subscription", type=SubscriptionName())
 @selecting
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--wait", is_flag=True, help="Wait until each is delivered or dead.")

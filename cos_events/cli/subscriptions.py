@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cos_events.cli.asking import ask
+from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import NO_SUBSCRIPTIONS, json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.servers import adopt_running
@@ -52,7 +53,7 @@ def list_(as_json: bool) -> None:
 
 
 @command.command("pause")
-@click.argument("name")
+@click.argument("name", type=SubscriptionName())
 @click.option("--because", help="What `status` shows.  [default: by hand]")
 def pause(name: str, because: str | None) -> None:
     """Stop calling its handler until it is resumed; its events wait in PostgreSQL.
@@ -73,7 +74,7 @@ def pause(name: str, because: str | None) -> None:
 
 
 @command.command("resume")
-@click.argument("name")
+@click.argument("name", type=SubscriptionName())
 def resume(name: str) -> None:
     """Resume what was paused, by hand or by an outage; what waits follows in order."""
     from cos_events.store import pauses, subscriptions
@@ -87,7 +88,7 @@ def resume(name: str) -> None:
 
 
 @command.command("remove")
-@click.argument("name")
+@click.argument("name", type=SubscriptionName())
 @click.option(
     "--dead-letters", is_flag=True, help="Delete its dead-letter queue on the broker, too."
 )

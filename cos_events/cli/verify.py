@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import NO_SUBSCRIPTIONS, json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt, selecting
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     type=Seconds(),
     help="Wait up to this many seconds until nothing is held, waiting, in flight or missing.",
 )
-@click.option("--subscription", help="Only this one.")
+@click.option("--subscription", type=SubscriptionName(), help="Only this one.")
 @selecting
 @click.option("--heal", is_flag=True, help="Record the L1 rows that have no event.")
 @json_option

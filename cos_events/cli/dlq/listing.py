@@ -9,12 +9,13 @@ from uuid import UUID
 import click
 
 from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import for_people, json_option, print_json, print_table
 from cos_events.cli.servers import adopt_running
 
 
 @click.command("list")
-@click.argument("subscription", required=False)
+@click.argument("subscription", required=False, type=SubscriptionName())
 @filters
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
 @click.option("--unusable", is_flag=True, help="The broker's messages that are no envelopes.")

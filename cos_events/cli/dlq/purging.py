@@ -8,6 +8,7 @@ import click
 
 from cos_events.cli.asking import ask
 from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import json_option, print_json
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt
@@ -15,7 +16,7 @@ from cos_events.cli.servers import adopt_running
 
 
 @click.command("purge")
-@click.argument("subscription")
+@click.argument("subscription", type=SubscriptionName())
 @filters
 @click.option("--limit", type=click.IntRange(1), help="At most this many, of the oldest events.")
 @click.option("--unusable", is_flag=True, help="The broker's messages that are no envelopes.")

@@ -9,6 +9,7 @@ from uuid import UUID
 import click
 
 from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt
@@ -17,7 +18,7 @@ from cos_events.cli.worker import app_option
 
 
 @click.command("replay")
-@click.argument("subscription")
+@click.argument("subscription", type=SubscriptionName())
 @filters
 @click.option("--limit", type=click.IntRange(1), help="At most this many, of the oldest events.")
 @click.option("--dry-run", is_flag=True, help="Only try: run the handler and roll back.")

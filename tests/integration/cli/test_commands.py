@@ -69,18 +69,59 @@ def test_an_unknown_command_names_those_there_are(cli: Cli) -> None:
     assert all(name in result.output for name in ["vanish", *COMMANDS])
 
 
-def test_the_completion_script_of_the_shell_is_printed() -> None:
-    def complete(**variables: str) -> str:
-        script = Path(sys.executable).with_name("cos-events")
-        return subprocess.run(
-            [script], env=os.environ | variables, capture_output=True, text=True, check=True
-        ).stdout
+@pytest.fixture
+def complete() -> Callable[..., list[str]]:
+    """What a shell is told."""
 
-    assert "complete" in complete(_COS_EVENTS_COMPLETE="bash_source")
-    offered = complete(
-        _COS_EVENTS_COMPLETE="bash_complete", COMP_WORDS="cos-events ver", COMP_CWORD="1"
-    )
-    assert offered.strip() == "plain,verify"
+    def ask(**variables: str) -> list[str]:
+        script = Path(sys.executable).with_name("cos-events")
+        done = subprocess.run(
+            [script], env=os.environ | variables, capture_output=True, text=True, check=True
+        )
+        assert not done.stderr
+        return done.stdout.splitlines()
+
+    return ask
+
+
+@pytest.fixture
+def offered(complete: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """What a shell completes the last word of a line to."""
+
+    def ask(line: str, **variables: str) -> list[str]:
+        asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+        found = complete(_COS_EVENTS_COMPLETE="bash_complete", **asked, **variables)
+        return [each.removeprefix("plain,") for each in found if each]
+
+    return ask
+
+
+def test_the_completion_script_of_the_shell_is_printed(
+    complete: Callable[..., list[str]],
+) -> None:
+    assert "complete" in "".join(complete(_COS_EVENTS_COMPLETE="bash_source"))
+
+
+def test_commands_are_completed(offered: Callable[..., list[str]]) -> None:
+    assert offered("cos-events ver") == ["verify"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["dlq replay", "dlq purge", "dlq list", "replay", "verify --subscription"]
+    + [f"subscriptions {action}" for action in ("pause", "resume", "remove")],
+)
+def test_names_of_subscriptions_are_completed(
+    offered: Callable[..., list[str]], subscribe: Callable[..., None], command: str
+) -> None:
+    for name in ("mailer", "mail_archive", "stock"):
+        subscribe(name)
+    assert offered(f"cos-events {command} mai") == ["mail_archive", "mailer"]
+
+
+def test_without_a_database_no_name_is_completed(offered: Callable[..., list[str]]) -> None:
+    away = {"DATABASE_URL": "postgresql+psycopg2://127.0.0.1:1/none"}
+    assert offered("cos-events replay mai", **away) == []
 
 
 def test_upgrading_twice_leaves_the_database_up_to_date(
