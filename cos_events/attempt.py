@@ -14,8 +14,7 @@ from uuid import UUID
 
 from psycopg2.extensions import TRANSACTION_STATUS_INERROR
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from cos_events import telemetry
@@ -196,10 +195,8 @@ def ledger() -> Iterator[None]:
     """
     try:
         yield
-    except DBAPIError as error:
+    except SQLAlchemyError as error:
         raise LedgerAway(f"{type(error).__name__}: {one_line(error)}") from error
-    except PoolTimeout as error:
-        raise LedgerAway(f"no connection is free: {one_line(error)}") from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import dead_letters, pause, telemetry
 from cos_events.attempt import ledger
@@ -48,7 +48,7 @@ def outage(subscriber: Subscriber, envelopes: Collection[Envelope], error: BaseE
 def called(subscriber: Subscriber) -> None:
     """The handler was called and met no outage."""
     if pause.state(subscriber.name) == "probing":
-        with suppress(DBAPIError):
+        with suppress(SQLAlchemyError):
             pause.resume(subscriber.name)
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events.broadcast import Copy, send_to_queue
 from cos_events.envelope import Envelope
@@ -74,7 +74,7 @@ class Order:
                     for row in following
                 ]
                 send_to_queue(self._name, copies)
-        except (DBAPIError, BroadcastError) as error:
+        except (SQLAlchemyError, BroadcastError) as error:
             logger.warning(
                 "%s: the next event of a key waits for the relay: %s", self._name, one_line(error)
             )

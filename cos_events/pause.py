@@ -6,8 +6,7 @@ import logging
 import threading
 import time
 
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events.process import PerProcess
 from cos_events.store import pauses
@@ -40,7 +39,7 @@ def state(name: str) -> PauseState:
     try:
         with get_engine().connect() as connection:
             found = pauses.state(connection, name)
-    except (DBAPIError, PoolTimeout):
+    except SQLAlchemyError:
         # The attempt itself will meet the database, and say so.
         return "running"
     _note(name, found)

@@ -38,9 +38,7 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
     Raises:
         InvalidPayload: names the field and what is wrong with it.
     """
-    if not isinstance(data, Mapping):
-        kind = type(data).__name__
-        raise InvalidPayload(f"cannot record this event: data must be a mapping, not {kind}")
+    check_content(data)
     source_module = module or get_settings().module
     try:
         return Envelope(
@@ -56,6 +54,17 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
         names = (("an event type", event_type), ("a module", source_module))
         no_name = next(filter(None, (why_no_name(*each) for each in names)), None)
         raise InvalidPayload(f"cannot record this event: {no_name or describe(error)}") from error
+
+
+def check_content(data: object) -> None:
+    """Refuse what is no mapping.
+
+    Raises:
+        InvalidPayload: says what it is.
+    """
+    if not isinstance(data, Mapping):
+        kind = type(data).__name__
+        raise InvalidPayload(f"cannot record this event: data must be a mapping, not {kind}")
 
 
 def encode(envelope: Envelope) -> str:

@@ -54,7 +54,8 @@ def _url(*schemes: str, several: bool = False) -> AfterValidator:
 
 
 def _host_and_port(listen: str) -> str:
-    if not re.fullmatch(r"[^\s:/]+:\d{1,5}", listen):
+    host_and_port = re.fullmatch(r"[^\s:/]+:(\d{1,5})", listen)
+    if not host_and_port or int(host_and_port[1]) > 65_535:
         raise ValueError("must be host:port, such as 127.0.0.1:9464")
     return listen
 

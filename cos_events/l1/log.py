@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from cos_events.envelope import describe
 from cos_events.errors import InvalidPayload
 from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
 from cos_events.l1.models import BaseLog, EventLog, PromptTrace
-from cos_events.recording import encode, make_envelope, record
+from cos_events.recording import check_content, encode, make_envelope, record
 
 EventType = Literal["prompt_trace", "event_log"]
 
@@ -57,7 +57,8 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
     Raises:
         InvalidPayload: before anything is written; names the field and what is wrong with it.
     """
-    if event_type not in _KINDS:
+    check_content(data)
+    if event_type not in get_args(EventType):
         raise InvalidPayload(
             f"cannot record this event: event_type: {event_type!r} is not prompt_trace or event_log"
         )

@@ -60,12 +60,7 @@ def pause(connection: Connection, name: str, because: str) -> bool:
 
 def resume(connection: Connection, name: str) -> bool:
     """An event got through: go on. What a person paused stays so. Returns whether it was paused."""
-    resumed = connection.execute(
-        update(SubscriptionRow)
-        .where(SubscriptionRow.name == name, SubscriptionRow.paused_until <= func.now())
-        .values(paused_until=None, paused_because=None, probes=0, probing_until=None)
-    )
-    return bool(resumed.rowcount)
+    return _resume(connection, name, SubscriptionRow.paused_until <= func.now())
 
 
 def pause_by_hand(connection: Connection, name: str, because: str) -> None:
@@ -88,12 +83,7 @@ def reason_by_hand(connection: Connection, name: str) -> str | None:
 
 def resume_by_hand(connection: Connection, name: str) -> bool:
     """Go on, whoever paused it; returns whether it was paused."""
-    resumed = connection.execute(
-        update(SubscriptionRow)
-        .where(SubscriptionRow.name == name, SubscriptionRow.paused_until.is_not(None))
-        .values(paused_until=None, paused_because=None, probes=0, probing_until=None)
-    )
-    return bool(resumed.rowcount)
+    return _resume(connection, name, SubscriptionRow.paused_until.is_not(None))
 
 
 def begin_probe(connection: Connection, name: str, within: timedelta) -> bool:
@@ -115,3 +105,12 @@ def begin_probe(connection: Connection, name: str, within: timedelta) -> bool:
 
 def _open() -> ColumnElement[bool]:
     return or_(SubscriptionRow.paused_until.is_(None), SubscriptionRow.paused_until <= func.now())
+
+
+def _resume(connection: Connection, name: str, which: ColumnElement[bool]) -> bool:
+    resumed = connection.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.name == name, which)
+        .values(paused_until=None, paused_because=None, probes=0, probing_until=None)
+    )
+    return bool(resumed.rowcount)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, select, update
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, pause
@@ -17,7 +18,7 @@ from cos_events.declaration import subscriber
 from cos_events.errors import SubscriptionError
 from cos_events.feeder import Feeder
 from cos_events.store import pauses
-from cos_events.store.models import SubscriptionRow
+from cos_events.store.models import DeliveryRow, SubscriptionRow
 
 if TYPE_CHECKING:
     from conftest import Bus
@@ -210,6 +211,25 @@ def test_what_a_person_paused_is_not_resumed_by_an_event(
     assert feed() == 0
     assert graph.calls == 0
     assert row(database).paused_until.year == 9999
+
+
+def test_a_pause_that_cannot_be_ended_now_ends_later(
+    bus: Bus, graph: Graph, name: str, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_connection(*_: object) -> bool:
+        raise PoolTimeout("QueuePool limit reached")
+
+    raw = bus.record(n=1)
+    bus.run(name, raw)
+    let_time_pass(database)
+    graph.up = True
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(pauses, "resume", no_connection)
+        with database.begin() as connection:
+            connection.execute(update(DeliveryRow).values(state="retrying"))
+        assert bus.run(name, raw) == "SUCCESS"
+    assert bus.state(name, raw) == "delivered"
+    assert row(database).paused_until is not None
 
 
 def test_a_batch_that_meets_the_outage_is_held_whole(bus: Bus) -> None:

@@ -113,6 +113,8 @@ def test_what_the_caller_changes_afterwards_is_not_recorded(session) -> None:
 def test_data_that_is_no_mapping_is_refused(session, data) -> None:
     with pytest.raises(InvalidPayload, match=f"must be a mapping, not {type(data).__name__}"):
         record_event(session, "order_placed", data)
+    with pytest.raises(InvalidPayload, match=f"must be a mapping, not {type(data).__name__}"):
+        log_l1(session, "event_log", data)
 
 
 @pytest.mark.parametrize(

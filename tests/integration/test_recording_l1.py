@@ -170,7 +170,7 @@ def test_every_missing_field_is_named(session, kind, data: dict[str, Any]) -> No
     assert not session.new
 
 
-@pytest.mark.parametrize("kind", ["other", "", "PROMPT_TRACE", None])
+@pytest.mark.parametrize("kind", ["other", "", "PROMPT_TRACE", None, ["event_log"]])
 def test_another_event_type_is_refused(session, kind) -> None:
     with pytest.raises(InvalidPayload, match="event_type: .* is not prompt_trace or event_log"):
         log_l1(session, kind, LOG)

@@ -115,6 +115,7 @@ def test_all_wrong_values_are_named_at_once_and_secrets_are_masked(settings) -> 
             COS_EVENTS_MODULE="C C",
             COS_EVENTS_ENVIRONMENT="staging",
             COS_EVENTS_MAX_PAYLOAD_BYTES="many",
+            COS_EVENTS_METRICS_LISTEN="127.0.0.1:65536",
         )
     lines = str(refused.value).splitlines()
     assert lines[0] == "wrong settings:"
@@ -122,6 +123,7 @@ def test_all_wrong_values_are_named_at_once_and_secrets_are_masked(settings) -> 
         "BROKER_URL",
         "COS_EVENTS_ENVIRONMENT",
         "COS_EVENTS_MAX_PAYLOAD_BYTES",
+        "COS_EVENTS_METRICS_LISTEN",
         "COS_EVENTS_MODULE",
         "DATABASE_URL",
         "REDIS_MAX_CONNECTIONS",

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.dlq.options import chosen, filters, refuse_filters
 from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import for_people, json_option, print_json, print_table
 from cos_events.cli.servers import adopt_running
@@ -28,6 +28,7 @@ def list_(
 
     adopt_running()
     if unusable:
+        refuse_filters(**given)
         _list_unusable(subscription, limit, as_json)
         return
     letters = list(find(chosen(subscription, **given), limit))

@@ -43,6 +43,18 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def refuse_filters(**given: Any) -> None:
+    """`--unusable` means messages, where the options of `filters` choose events.
+
+    Raises:
+        UsageError: one of them is given.
+    """
+    if any(given.values()):
+        raise click.UsageError(
+            "--unusable is of all messages that are no events: it takes no filter"
+        )
+
+
 def chosen(subscription: str | None, **given: Any) -> Filter:
     """The filter that these options say."""
     from cos_events.store.dead_letters import Filter

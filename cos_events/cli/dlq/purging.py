@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cos_events.cli.asking import ask
-from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.dlq.options import chosen, filters, refuse_filters
 from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import json_option, print_json
 from cos_events.cli.progress import progress_bar
@@ -33,24 +33,22 @@ def purge(
     from cos_events.dead_letters.finding import require
 
     adopt_running()
-    which = chosen(subscription, **given)
-    require(which)
-    total = min(replaying.count(which), limit or 10**12)
-    if not total:
-        doubt(event_type=which.event_type)
-    what = (
-        "the unusable messages"
-        if unusable
-        else "1 dead letter"
-        if total == 1
-        else f"{total:,} dead letters"
-    )
-    if not yes and (unusable or total):
-        ask(f"Drop {what} of {subscription} for good?")
-    with progress_bar("purging", None if unusable else total) as done:
-        if unusable:
+    if unusable:
+        refuse_filters(limit=limit, **given)
+        if not yes:
+            ask(f"Drop the unusable messages of {subscription} for good?")
+        with progress_bar("purging", None) as done:
             purged = on_broker.purge_unusable(subscription, done)
-        else:
+    else:
+        which = chosen(subscription, **given)
+        require(which)
+        total = min(replaying.count(which), limit or 10**12)
+        if not total:
+            doubt(event_type=which.event_type)
+        elif not yes:
+            what = "1 dead letter" if total == 1 else f"{total:,} dead letters"
+            ask(f"Drop {what} of {subscription} for good?")
+        with progress_bar("purging", total) as done:
             purged = len(replaying.purge(which, limit, done))
     if as_json:
         print_json({"subscription": subscription, "purged": purged})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
@@ -15,6 +15,9 @@ from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt
 from cos_events.cli.servers import adopt_running
 from cos_events.cli.worker import app_option
+
+if TYPE_CHECKING:
+    from cos_events.store.dead_letters import Filter
 
 
 @click.command("replay")
@@ -51,11 +54,13 @@ def replay(  # noqa: PLR0913 - the options
 
     if data is not None and edit is None:
         raise click.UsageError("--data goes with --edit EVENT: whose new data is it?")
+    if dry_run and edit is not None:
+        raise click.UsageError("--dry-run changes nothing, --edit does: give one of them")
     adopt_running()
     which = chosen(subscription, **given)
     require(which)
     if dry_run:
-        _rehearse(which, limit or 100, app, as_json)
+        _rehearse(subscription, which, limit, app, as_json)
         return
     if edit is not None:
         _edit(subscription, edit, data)
@@ -97,19 +102,19 @@ def _edit(subscription: str, event: UUID, data: IO[bytes] | None) -> None:
     correct(subscription, event, corrected)
 
 
-def _rehearse(which: Any, limit: int, app: str, as_json: bool) -> None:
+def _rehearse(subscription: str, which: Filter, limit: int | None, app: str, as_json: bool) -> None:
     from cos_events.cli.worker import find_subscribers
     from cos_events.dead_letters.finding import find
+    from cos_events.dead_letters.replaying import count
     from cos_events.rehearsal import rehearse
 
-    (subscriber,) = find_subscribers(app, [which.subscription])
-    endings = [
-        {
-            "event_id": str(each.event_id),
-            "ending": rehearse(subscriber, each.correction or each.envelope),
-        }
-        for each in find(which, limit)
-    ]
+    (subscriber,) = find_subscribers(app, [subscription])
+    endings = []
+    with progress_bar("trying", min(count(which), limit or 10**12)) as done:
+        for each in find(which, limit):
+            ending = rehearse(subscriber, each.correction or each.envelope)
+            endings.append({"event_id": str(each.event_id), "ending": ending})
+            done(1)
     if as_json:
         print_json(endings)
     else:

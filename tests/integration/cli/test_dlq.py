@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from click.testing import Result
@@ -328,6 +328,43 @@ def test_a_dry_run_says_how_each_would_end_and_writes_nothing(
     assert row("activity", fine) == ("dead", 3)
     with database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM cos_l2.activity")) == 0
+
+
+def test_a_dry_run_tries_all_of_them(
+    subscribe: Callable[..., None], add_event: AddEvent, cli: Cli
+) -> None:
+    subscribe("activity")
+    for _ in range(102):
+        add_event(published=60, activity="dead")
+    result = cli("dlq", "replay", "activity", "--dry-run", "--json")
+    assert len(json.loads(result.output)) == 102
+    limited = cli("dlq", "replay", "activity", "--dry-run", "--json", "--limit", 2)
+    assert len(json.loads(limited.output)) == 2
+
+
+def test_a_dry_run_does_not_edit(cli: Cli) -> None:
+    result = cli("dlq", "replay", "mailer", "--dry-run", "--edit", uuid4())
+    assert result.exit_code == 2
+    assert "--dry-run changes nothing, --edit does" in result.output
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("list", "--older-than", "1d"),
+        ("list", "--event-type", "event_log"),
+        ("purge", "--error", "OSError"),
+        ("purge", "--limit", "1"),
+    ],
+)
+def test_unusable_messages_are_chosen_by_no_filter(
+    name: str, cli: Cli, database: Engine, options: tuple[str, ...]
+) -> None:
+    bury(database, name, b"no envelope")
+    result = cli("dlq", options[0], name, "--unusable", *options[1:], input="y\n")
+    assert result.exit_code == 2
+    assert "it takes no filter" in result.output
+    assert drained(f"{name}.dlq") == [b"no envelope"]
 
 
 def test_a_dry_run_of_a_handler_without_a_session_is_refused(
