@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -25,14 +24,12 @@ class CircuitOpen(CosEventsError):
 
 
 class CircuitBreaker:
-    """Lets calls through until too many fail, then none, then one as a probe.
+    """Lets calls through until one fails, then none, then one as a probe.
 
     Thread-safe. Each state change is logged once and counted.
 
     Parameters:
         name: what the calls go to, for logs and health pages.
-        failures: how many failures within `window` open it.
-        window: seconds.
         reset_after: seconds that it stays open before one call may probe the server.
         clock: seconds, monotonic.
     """
@@ -41,18 +38,13 @@ class CircuitBreaker:
         self,
         name: str,
         *,
-        failures: int = 1,
-        window: float = 10.0,
         reset_after: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
         self.opened = 0
-        self._label = name.rstrip(",")
-        self._window = window
         self._reset_after = reset_after
         self._clock = clock
-        self._failed_at: deque[float] = deque(maxlen=failures)
         self._opened_at: float | None = None
         self._prober: object = None
         self._lock = threading.Lock()
@@ -100,25 +92,17 @@ class CircuitBreaker:
             logger.warning("%s is back", self.name)
             self._show(opened=False)
         self._opened_at = None
-        self._failed_at.clear()
 
     def _fail(self, error: object) -> None:
-        now = self._clock()
-        self._failed_at.append(now)
-        if self._opened_at is not None:
-            self._opened_at = now
-        elif (
-            len(self._failed_at) == self._failed_at.maxlen
-            and now - self._failed_at[0] <= self._window
-        ):
-            self._opened_at = now
+        if self._opened_at is None:
             self.opened += 1
             logger.warning("%s is down: %s", self.name, one_line(error))
-            telemetry.count(names.BREAKER_OPENED, self._label)
+            telemetry.count(names.BREAKER_OPENED, self.name)
             self._show(opened=True)
+        self._opened_at = self._clock()
 
     def _show(self, *, opened: bool) -> None:
-        telemetry.show(names.BREAKER_OPEN, self._label, value=opened)
+        telemetry.show(names.BREAKER_OPEN, self.name, value=opened)
 
 
 def _caller() -> object:

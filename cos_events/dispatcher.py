@@ -69,7 +69,7 @@ class Dispatcher:
         self._interval = interval
         self._closing = threading.Event()
         self._waiting: SimpleQueue[_Committed | None] = SimpleQueue()
-        self._breaker = CircuitBreaker("the broker, for wake-ups,", reset_after=1.0)
+        self._breaker = CircuitBreaker("the broker for wake-ups", reset_after=1.0)
         self._thread = threading.Thread(target=self._run, name="cos-events-dispatcher", daemon=True)
         self._thread.start()
 

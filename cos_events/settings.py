@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-from cos_events.duration import format_duration, parse_duration
+from cos_events.duration import parse_duration
 from cos_events.envelope import Name
 from cos_events.errors import ConfigurationError
 
@@ -193,63 +186,10 @@ def get_settings() -> Settings:
         raise ConfigurationError("wrong settings:\n  " + "\n  ".join(lines)) from None
 
 
+_SECRETS = {"COS_EVENTS_DEBUG_TOKEN", "FLOWER_BASIC_AUTH"}
+
+
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0]).upper()
     value = "***" if name in _SECRETS else mask(str(problem["input"]))
     return f"{name}={value!r}: {problem['msg'].removeprefix('Value error, ')}"
-
-
-_OF_COMMANDS = {"COS_EVENTS_HOME", "COS_EVENTS_APP", "COS_EVENTS_PARENT"}
-"""Variables that commands know besides."""
-
-_SECRETS = {"COS_EVENTS_DEBUG_TOKEN", "FLOWER_BASIC_AUTH"}
-
-
-@dataclass(frozen=True, slots=True)
-class InForce:
-    """One setting: the variable's name, its value (secrets masked), and where that came from."""
-
-    name: str
-    value: str | float | bool | None
-    source: str
-
-    def text(self) -> str:
-        """The value as one would set it; `none` where there is none."""
-        plain = self.value is None or isinstance(self.value, bool)
-        return str(self.value).lower() if plain else str(self.value)
-
-
-def _variables() -> dict[str, str]:
-    """The variable of each field."""
-    return {field: (info.alias or field).upper() for field, info in Settings.model_fields.items()}
-
-
-def unknown() -> list[str]:
-    """Variables of the environment or `.env` that look like settings and are none."""
-    given = {*os.environ, *DotEnvSettingsSource(Settings)()}
-    named = {name.upper() for name in given if name.upper().startswith("COS_EVENTS_")}
-    return sorted(named - set(_variables().values()) - _OF_COMMANDS)
-
-
-def in_force() -> list[InForce]:
-    """Every setting of this process, as `get_settings` reads them.
-
-    Raises:
-        ConfigurationError: one is wrong.
-    """
-    settings = get_settings()
-    sources = {
-        **{name.upper(): ".env" for name in DotEnvSettingsSource(Settings)()},
-        **{name.upper(): "environment" for name in EnvSettingsSource(Settings)()},
-    }
-    return [
-        InForce(name, _shown(name, getattr(settings, field)), sources.get(name, "default"))
-        for field, name in _variables().items()
-    ]
-
-
-def _shown(name: str, value: object) -> str | float | bool | None:
-    """A duration as one would set it; secrets masked."""
-    if name == _variables()["retain_for"]:
-        return "forever" if value is None else format_duration(float(str(value)))
-    return value if value is None or isinstance(value, int | float) else mask(str(value))

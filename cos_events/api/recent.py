@@ -43,7 +43,7 @@ class RecentMessages:
         self._waiting: dict[UUID, asyncio.Future[datetime]] = {}
         self._task: asyncio.Task[None] | None = None
         # Its own: what is too late for a waiting request is not too late for everybody.
-        self._breaker = CircuitBreaker("Redis, for those who wait to hear of an event,")
+        self._breaker = CircuitBreaker("Redis for those who wait to hear of an event")
 
     def start(self) -> None:
         """Begin to listen."""

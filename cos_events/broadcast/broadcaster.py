@@ -9,7 +9,6 @@ from cos_events.broadcast.channel import ChannelWire
 from cos_events.broadcast.contract import BrokerWire
 from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.broadcast.redis import RedisWire
-from cos_events.settings import get_settings
 from cos_events.store.outbox import Pending
 from cos_events.subscription import Recipient
 from cos_events.telemetry import names
@@ -57,4 +56,4 @@ def make_wire() -> BrokerWire:
 
 def make_broadcaster() -> Broadcaster:
     """A broadcaster on the bus's broker and on `REDIS_URL`."""
-    return Broadcaster(make_wire(), ChannelWire(get_settings().redis_url))
+    return Broadcaster(make_wire(), ChannelWire())

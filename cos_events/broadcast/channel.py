@@ -20,12 +20,11 @@ class ChannelWire:
         missed: events that the channel did not get since this wire was made.
     """
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self) -> None:
         settings = get_settings()
         self.missed = 0
         self._breaker = CircuitBreaker("the Redis channel", reset_after=5.0)
         self._client = make_client(
-            redis_url,
             patient=False,
             socket_connect_timeout=min(
                 settings.wire_timeout, settings.redis_socket_connect_timeout

@@ -9,38 +9,38 @@ from typing import Any
 
 import click
 
-COMMANDS = {
-    "api": "cos_events.cli.api",
-    "bench": "cos_events.cli.bench",
-    "config": "cos_events.cli.config",
-    "db": "cos_events.cli.db",
-    "demo": "cos_events.cli.demo",
-    "dlq": "cos_events.cli.dlq",
-    "env": "cos_events.cli.env",
-    "faults": "cos_events.cli.faults",
-    "flower": "cos_events.cli.flower",
-    "listen": "cos_events.cli.listen",
-    "record": "cos_events.cli.record",
-    "replay": "cos_events.cli.replay",
-    "show": "cos_events.cli.show",
-    "status": "cos_events.cli.status",
-    "subscriptions": "cos_events.cli.subscriptions",
-    "up": "cos_events.cli.up",
-    "verify": "cos_events.cli.verify",
-    "worker": "cos_events.cli.worker",
-}
+COMMANDS = (
+    "api",
+    "bench",
+    "config",
+    "db",
+    "demo",
+    "dlq",
+    "env",
+    "faults",
+    "flower",
+    "listen",
+    "record",
+    "replay",
+    "show",
+    "status",
+    "subscriptions",
+    "up",
+    "verify",
+    "worker",
+)
 
 
 class _Commands(click.Group):
     """Imports a command when it is asked for; a user's mistake ends in a sentence."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = import_module(COMMANDS[name]).command
+        command: click.Command = import_module(f"cos_events.cli.{name}").command
         return command
 
     def resolve_command(
@@ -50,7 +50,7 @@ class _Commands(click.Group):
             return super().resolve_command(context, args)
         except click.UsageError as error:
             raise click.UsageError(
-                f"{error.message} Commands: {', '.join(sorted(COMMANDS))}.", context
+                f"{error.message} Commands: {', '.join(COMMANDS)}.", context
             ) from None
 
     def invoke(self, context: click.Context) -> Any:

@@ -111,26 +111,23 @@ def close_redis_client_sync() -> None:
 atexit.register(close_redis_client_sync)
 
 
-def make_client(url: str | None = None, *, patient: bool = True, **changes: Any) -> Redis:
-    """A client of `REDIS_URL`, or of another one, as the settings say.
+def make_client(*, patient: bool = True, **changes: Any) -> Redis:
+    """A client of `REDIS_URL`, as the settings say.
 
     Args:
-        url: of the server.
         patient: whether a command is sent once more when its connection turns out to be dead, or
             after a timeout (`REDIS_RETRY_ON_TIMEOUT`).
         changes: options of redis-py that differ from the settings.
     """
     retry = Retry(NoBackoff(), int(patient), _worth_a_retry())
-    pool: Any = _make_pool(BlockingConnectionPool, url, retry=retry, **changes)
+    pool: Any = _make_pool(BlockingConnectionPool, retry=retry, **changes)
     return Redis.from_pool(pool)
 
 
-def make_async_client(
-    url: str | None = None, *, patient: bool = True, **changes: Any
-) -> AsyncRedis:
+def make_async_client(*, patient: bool = True, **changes: Any) -> AsyncRedis:
     """As `make_client`, for one event loop."""
     retry = AsyncRetry(NoBackoff(), int(patient), _worth_a_retry())
-    pool: Any = _make_pool(AsyncPool, url, retry=retry, **changes)
+    pool: Any = _make_pool(AsyncPool, retry=retry, **changes)
     return AsyncRedis.from_pool(pool)
 
 
@@ -140,7 +137,7 @@ def _worth_a_retry() -> tuple[type[RedisError], ...]:
     return (RedisConnectionError,)
 
 
-def _make_pool(kind: Any, url: str | None, **changes: Any) -> Any:
+def _make_pool(kind: Any, **changes: Any) -> Any:
     settings = get_settings()
     options: dict[str, Any] = {
         "max_connections": settings.redis_max_connections,
@@ -153,12 +150,11 @@ def _make_pool(kind: Any, url: str | None, **changes: Any) -> Any:
         # With them redis-py takes a pooled connection that the server has closed for a good one.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
-    url = url or settings.redis_url
     try:
-        pool = kind.from_url(url, **options | changes)
+        pool = kind.from_url(settings.redis_url, **options | changes)
         # It takes any option; a connection, which it would make first when it is needed, does not.
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError) as error:
         why = str(error).replace("AbstractConnection.__init__()", "redis-py")
-        raise ConfigurationError(f"REDIS_URL={mask(url)!r}: {why}") from None
+        raise ConfigurationError(f"REDIS_URL={mask(settings.redis_url)!r}: {why}") from None
     return pool

@@ -24,7 +24,6 @@ from cos_events.broadcast.channel import ChannelWire
 from cos_events.embedded import Servers
 from cos_events.errors import BroadcastError, BrokerAway
 from cos_events.publisher import Publisher
-from cos_events.settings import get_settings
 from cos_events.store import outbox
 from cos_events.store.locks import LET_GO_AFTER
 from cos_events.store.outbox import Pending
@@ -67,7 +66,7 @@ class FakeWire:
 
 @pytest.fixture
 def channel(database: Engine) -> Iterator[ChannelWire]:
-    wire = ChannelWire(get_settings().redis_url)
+    wire = ChannelWire()
     yield wire
     wire.close()
 
@@ -207,8 +206,11 @@ def test_after_a_refusal_one_row_asks_whether_the_broker_takes_messages_again(
     assert wire.batches[2:] == [ids]
 
 
-def test_a_channel_that_is_away_misses_events_and_nothing_else_does(database: Engine) -> None:
-    ids, wire, away = record(database, 3), FakeWire(), ChannelWire(NOBODY_LISTENS)
+def test_a_channel_that_is_away_misses_events_and_nothing_else_does(
+    database: Engine, environment: Callable[..., None]
+) -> None:
+    environment(REDIS_URL=NOBODY_LISTENS)
+    ids, wire, away = record(database, 3), FakeWire(), ChannelWire()
     publishing = Publisher(database, Broadcaster(wire, away))
     assert publishing.publish(limit=2) == 2
     assert publishing.publish() == 1

@@ -42,27 +42,6 @@ def test_a_failure_opens_it_and_then_no_call_is_made(clock) -> None:
         pytest.fail("the call was made")
 
 
-def test_only_so_many_failures_within_the_window_open_it(clock) -> None:
-    breaker = CircuitBreaker("redis", failures=3, window=10, clock=clock)
-    fail(breaker)
-    fail(breaker)
-    clock.now += 11
-    fail(breaker)
-    assert breaker.state == "closed"
-    fail(breaker)
-    fail(breaker)
-    assert breaker.state == "open"
-
-
-def test_a_success_forgets_earlier_failures(clock) -> None:
-    breaker = CircuitBreaker("redis", failures=2, clock=clock)
-    fail(breaker)
-    with breaker:
-        pass
-    fail(breaker)
-    assert breaker.state == "closed"
-
-
 def test_after_a_while_one_call_may_probe_and_its_success_closes_it(clock) -> None:
     breaker = CircuitBreaker("redis", reset_after=5, clock=clock)
     fail(breaker)

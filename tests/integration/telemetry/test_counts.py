@@ -113,7 +113,8 @@ def test_a_paused_subscribers_events_are_counted_as_held(bus: Bus) -> None:
 
 def test_what_the_channel_misses_is_counted(environment: Callable[..., None]) -> None:
     before = counted("channel_missed_total")
-    wire = ChannelWire("redis://127.0.0.1:1/0")
+    environment(REDIS_URL="redis://127.0.0.1:1/0")
+    wire = ChannelWire()
     wire.send([Pending(1, "cc", "event_log", "{}")] * 3)
     wire.close()
     assert counted("channel_missed_total") == before + 3
@@ -121,7 +122,7 @@ def test_what_the_channel_misses_is_counted(environment: Callable[..., None]) ->
 
 def test_a_breaker_shows_its_state_and_counts_its_outages() -> None:
     now = [0.0]
-    breaker = CircuitBreaker("a test's server,", reset_after=1.0, clock=lambda: now[0])
+    breaker = CircuitBreaker("a test's server", reset_after=1.0, clock=lambda: now[0])
     its = {"breaker": "a test's server"}
     assert counted("breaker_open", **its) == 0
     with pytest.raises(ZeroDivisionError), breaker:
