@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cos_events import dead_letters, gate, telemetry
 from cos_events.attempt import ConnectionLost, LedgerAway, attempt, call, due_of, settle
 from cos_events.envelope import Envelope
+from cos_events.error_text import describe
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail, wait_for_ledger
 from cos_events.retry import RetryAfter
@@ -128,7 +129,7 @@ def _deliver_batch(
         wait_for_ledger(task, envelopes, away, retries)
         return True
     except Exception as error:  # noqa: BLE001 - whatever the handler raises
-        reason = dead_letters.describe(error)
+        reason = describe(error)
         logger.info("%s: a batch failed (%s); its messages are tried singly", task.name, reason)
         return False
     gate.called(subscriber)

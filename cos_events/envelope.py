@@ -115,7 +115,7 @@ class Envelope(BaseModel):
             # Pydantic lets NaN and 1e999 through when it reads JSON, but not in Python's values.
             _Content.model_validate({"data": envelope.data})
         except ValidationError as error:
-            raise InvalidEnvelope(f"not an envelope: {describe(error)}") from error
+            raise InvalidEnvelope(f"not an envelope: {wrong_fields(error)}") from error
         return envelope
 
 
@@ -125,7 +125,7 @@ class _Content(BaseModel):
     data: JsonObject
 
 
-def describe(error: ValidationError) -> str:
+def wrong_fields(error: ValidationError) -> str:
     """One line that names each wrong field and why, without quoting the content."""
     problems = error.errors(include_url=False, include_context=False)
     return "; ".join(f"{_path(problem['loc'])}{_message(problem)}" for problem in problems[:5])

@@ -14,11 +14,12 @@ from cos_events import dead_letters, gate, telemetry
 from cos_events.broadcast.message import headers_of
 from cos_events.envelope import Envelope
 from cos_events.error_frames import frames, innermost_frame
-from cos_events.error_text import one_line
+from cos_events.error_text import describe, one_line
 from cos_events.retry import Dead, RetryAfter
 from cos_events.settings import get_settings
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine, wait_at_most
+from cos_events.store.models import DeliveryState
 from cos_events.subscribers import Subscriber
 from cos_events.telemetry import names
 
@@ -69,7 +70,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         return wait_for_ledger(task, [raw], away, retries)
     if first_failed_at is None:
         return None
-    event_id, text = envelope.base_log_id, dead_letters.describe(error)
+    event_id, text = envelope.base_log_id, describe(error)
     if isinstance(outcome, RetryAfter):
         logger.warning(
             "%s: event %s failed, attempt %d, the next in %.0f s: %s%s",
@@ -123,28 +124,23 @@ def _note(  # noqa: PLR0913 - the columns of the row
     *,
     deaths: int,
 ) -> datetime | None:
-    text = dead_letters.describe(error)
+    state: DeliveryState = "dead"
+    text, wait = describe(error), None
+    if isinstance(outcome, Dead):
+        text = f"{outcome.reason}: {text}"
+    else:
+        state = "retrying" if outcome.seconds <= LONGEST_ON_BROKER else "held"
+        wait = timedelta(seconds=outcome.seconds)
     with get_engine().begin() as connection:
         wait_at_most(connection, gate.LOCK_TIMEOUT_MS)
-        if isinstance(outcome, Dead):
-            return deliveries.note_failure(
-                connection,
-                subscriber.name,
-                envelope.base_log_id,
-                state="dead",
-                attempts=attempts,
-                error=f"{outcome.reason}: {text}",
-                wait=None,
-                deaths=deaths,
-            )
         return deliveries.note_failure(
             connection,
             subscriber.name,
             envelope.base_log_id,
-            state="retrying" if outcome.seconds <= LONGEST_ON_BROKER else "held",
+            state=state,
             attempts=attempts,
             error=text,
-            wait=timedelta(seconds=outcome.seconds),
+            wait=wait,
             deaths=deaths,
         )
 

@@ -7,9 +7,10 @@ from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from cos_events import dead_letters, pause, telemetry
+from cos_events import pause, telemetry
 from cos_events.attempt import ledger
 from cos_events.envelope import Envelope
+from cos_events.error_text import describe
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine, get_relaxed_engine, wait_at_most
 from cos_events.subscribers import Subscriber
@@ -41,7 +42,7 @@ def outage(subscriber: Subscriber, envelopes: Collection[Envelope], error: BaseE
         LedgerAway: that could not be written.
     """
     with ledger():
-        pause.pause(subscriber.name, dead_letters.describe(error))
+        pause.pause(subscriber.name, describe(error))
         _hold(subscriber, envelopes)
 
 

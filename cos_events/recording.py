@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from cos_events import capture, telemetry
 from cos_events.context import current_request_id
-from cos_events.envelope import Envelope, describe, why_no_name
+from cos_events.envelope import Envelope, why_no_name, wrong_fields
 from cos_events.errors import InvalidEnvelope, InvalidPayload
 from cos_events.settings import get_settings
 from cos_events.store.models import Companion, OutboxRow
@@ -53,7 +53,9 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
     except ValidationError as error:
         names = (("an event type", event_type), ("a module", source_module))
         no_name = next(filter(None, (why_no_name(*each) for each in names)), None)
-        raise InvalidPayload(f"cannot record this event: {no_name or describe(error)}") from error
+        raise InvalidPayload(
+            f"cannot record this event: {no_name or wrong_fields(error)}"
+        ) from error
 
 
 def check_content(data: object) -> None:

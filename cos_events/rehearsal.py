@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from cos_events.attempt import HandlersSession, call_within
-from cos_events.dead_letters import describe
 from cos_events.envelope import Envelope
+from cos_events.error_text import describe
 from cos_events.errors import SubscriptionError
 from cos_events.store.engine import explained, get_engine
 from cos_events.subscribers import Subscriber

@@ -5,6 +5,5 @@ queues. Only messages that are no envelopes are on the broker alone.
 """
 
 from cos_events.dead_letters.burying import bury, bury_unusable
-from cos_events.error_text import describe
 
-__all__ = ["bury", "bury_unusable", "describe"]
+__all__ = ["bury", "bury_unusable"]

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from cos_events.envelope import Name, describe
+from cos_events.envelope import Name, wrong_fields
 from cos_events.error_text import one_line
 from cos_events.errors import DatabaseAway, InvalidPayload
 from cos_events.l1.log import log_l1
@@ -100,7 +100,7 @@ def log_line(session: Session, raw: bytes) -> UUID:
     try:
         line = Line.model_validate_json(raw)
     except ValidationError as error:
-        raise InvalidPayload(describe(error)) from error
+        raise InvalidPayload(wrong_fields(error)) from error
     return log_l1(
         session,
         line.event_type,

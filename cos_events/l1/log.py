@@ -12,7 +12,7 @@ from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
 from cos_events.capture import watch
-from cos_events.envelope import describe
+from cos_events.envelope import wrong_fields
 from cos_events.errors import InvalidPayload
 from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
 from cos_events.l1.models import BaseLog, EventLog, PromptTrace
@@ -66,7 +66,7 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
     try:
         content = content_type.model_validate(dict(data)).model_dump()
     except ValidationError as error:
-        raise InvalidPayload(f"cannot record this event: data.{describe(error)}") from error
+        raise InvalidPayload(f"cannot record this event: data.{wrong_fields(error)}") from error
     with watch(session):
         envelope = make_envelope(
             event_type=event_type,

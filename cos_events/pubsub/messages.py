@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from cos_events.envelope import Envelope, describe
+from cos_events.envelope import Envelope, wrong_fields
 from cos_events.errors import InvalidEnvelope, InvalidPayload
 from cos_events.settings import get_settings
 
@@ -81,7 +81,7 @@ def encode(message: Message) -> bytes:
             _check_value(message)
             raw = to_json(message)
     except ValidationError as error:
-        raise InvalidPayload(f"cannot publish this: {describe(error)}") from error
+        raise InvalidPayload(f"cannot publish this: {wrong_fields(error)}") from error
     except InvalidPayload:
         raise
     except UnicodeError as error:
