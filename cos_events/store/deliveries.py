@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
@@ -30,15 +30,17 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy import cast as sql_cast
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import ARRAY, Insert, insert
 from sqlalchemy.orm import Session
 
+from cos_events.store.conditions import expected
 from cos_events.store.models import AT_ONCE, DeliveryRow, DeliveryState, OutboxRow
 
 Executor = Connection | Session
 
 _OUTBOX = OutboxRow.__table__.c
-_DELIVERY = DeliveryRow.__table__.c
+_TABLE = cast("Table", DeliveryRow.__table__)
+_DELIVERY = _TABLE.c
 
 
 # Each delivery runs these two: built once, since building one costs more than running it.
@@ -53,6 +55,21 @@ def _may_run(attempts: ColumnElement[int]) -> ColumnElement[bool]:
         _DELIVERY.state == "retrying",
         or_(_DELIVERY.attempts < attempts, _DELIVERY.next_attempt_at <= func.now()),
     )
+
+
+def from_outbox(values: Mapping[str, Any], *which: ColumnElement[bool]) -> Insert:
+    """An INSERT of a delivery row for each of these events of the outbox.
+
+    Args:
+        values: of the columns, of which `event_id` and `outbox_id` are the event's own if not
+            given; expressions, or plain values.
+        which: the events.
+    """
+    row = {"event_id": _OUTBOX.event_id, "outbox_id": _OUTBOX.id, **values}
+    columns: list[Any] = [
+        literal(each) if isinstance(each, str | int | datetime) else each for each in row.values()
+    ]
+    return insert(_TABLE).from_select(list(row), select(*columns).where(*which))
 
 
 _AGE = (
@@ -72,15 +89,7 @@ def _make_upsert() -> Executable:
         # By PostgreSQL's clock, which also says when that is over.
         "next_attempt_at": func.now() + bindparam("new_wait", type_=Interval),
     }
-    row = {
-        "subscription": _SUBSCRIPTION,
-        "event_id": _OUTBOX.event_id,
-        "outbox_id": _OUTBOX.id,
-        **written,
-    }
-    statement = insert(cast("Table", DeliveryRow.__table__)).from_select(
-        list(row), select(*row.values()).where(_IS_ONE_OF_THEM)
-    )
+    statement = from_outbox({"subscription": _SUBSCRIPTION, **written}, _IS_ONE_OF_THEM)
     return statement.on_conflict_do_update(
         index_elements=["subscription", "event_id"],
         set_={**{name: statement.excluded[name] for name in written}, "updated_at": func.now()},
@@ -161,23 +170,17 @@ def _upsert(
     ).all()
 
 
-def expected() -> ColumnElement[bool]:
-    """The condition of what is held only until its first copy arrives, which is on its way."""
-    return and_(DeliveryRow.state == "held", DeliveryRow.attempts == 0)
-
-
 def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:
     """Let these events wait here until their subscription goes on; no attempt is counted."""
-    rows = select(
-        literal(subscription),
-        OutboxRow.event_id,
-        OutboxRow.id,
-        literal("held"),
-        literal(0),
-        literal(AT_ONCE),
-    ).where(OutboxRow.event_id == func.any(list(event_ids)))
-    columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "next_attempt_at"]
-    statement = insert(DeliveryRow).from_select(columns, rows)
+    statement = from_outbox(
+        {
+            "subscription": subscription,
+            "state": "held",
+            "attempts": 0,
+            "next_attempt_at": AT_ONCE,
+        },
+        OutboxRow.event_id == func.any(list(event_ids)),
+    )
     executor.execute(
         statement.on_conflict_do_update(
             index_elements=["subscription", "event_id"],
@@ -192,17 +195,16 @@ def count_death(executor: Executor, subscription: str, event_id: UUID) -> int:
 
     Nothing is counted for what is delivered or dead, or was never recorded; then 0.
     """
-    rows = select(
-        literal(subscription),
-        OutboxRow.event_id,
-        OutboxRow.id,
-        literal("retrying"),
-        literal(0),
-        literal(1),
-        func.now(),
-    ).where(OutboxRow.event_id == event_id)
-    columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "deaths"]
-    statement = insert(DeliveryRow).from_select([*columns, "next_attempt_at"], rows)
+    statement = from_outbox(
+        {
+            "subscription": subscription,
+            "state": "retrying",
+            "attempts": 0,
+            "deaths": 1,
+            "next_attempt_at": func.now(),
+        },
+        OutboxRow.event_id == event_id,
+    )
     deaths: int | None = executor.scalar(
         statement.on_conflict_do_update(
             index_elements=["subscription", "event_id"],

@@ -10,7 +10,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    and_,
     case,
     false,
     func,
@@ -19,16 +18,11 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from cos_events.store import locks
-from cos_events.store.by_index import there_is
-from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
-from cos_events.store.redelivery import wanted
-
-LATER_LOOKED_AT = 10
-"""Unfinished events of one key behind an event among which one that is on its way is looked for."""
+from cos_events.store.conditions import blocked, held_and_due, on_its_way, there_is, wanted
+from cos_events.store.deliveries import from_outbox
+from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 
 
 def begin_to_hold(connection: Connection, name: str) -> None:
@@ -50,7 +44,7 @@ def end_to_hold(connection: Connection, name: str) -> bool:
             SubscriptionRow.name == name,
             SubscriptionRow.holding,
             SubscriptionRow.paused_until.is_(None),
-            ~there_is(*_due(name)),
+            ~there_is(*held_and_due(name)),
         )
         .values(holding=False)
     )
@@ -73,21 +67,19 @@ def hold(
             this; None where nothing is.
     """
     coming = false() if again is None else on_its_way()
-    rows = select(
-        SubscriptionRow.name,
-        OutboxRow.event_id,
-        OutboxRow.id,
-        case((coming, literal("retrying")), else_=literal("held")),
-        literal(0),
-        case((coming, func.now() + again), else_=literal(AT_ONCE)),
-    ).where(
+    statement = from_outbox(
+        {
+            "subscription": SubscriptionRow.name,
+            "state": case((coming, literal("retrying")), else_=literal("held")),
+            "attempts": 0,
+            "next_attempt_at": case((coming, func.now() + again), else_=literal(AT_ONCE)),
+        },
         which,
         SubscriptionRow.name == func.any(list(names)),
         OutboxRow.id > SubscriptionRow.starts_after,
         wanted(),
     )
-    columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "next_attempt_at"]
-    connection.execute(insert(DeliveryRow).from_select(columns, rows).on_conflict_do_nothing())
+    connection.execute(statement.on_conflict_do_nothing())
 
 
 def with_due(connection: Connection) -> Sequence[Row[str, bool, bool]]:
@@ -97,7 +89,7 @@ def with_due(connection: Connection) -> Sequence[Row[str, bool, bool]]:
         For each its name; whether it is holding; whether it is paused.
     """
     paused = SubscriptionRow.paused_until.is_not(None)
-    due = there_is(*_due(SubscriptionRow.name))
+    due = there_is(*held_and_due(SubscriptionRow.name))
     return connection.execute(
         select(SubscriptionRow.name, SubscriptionRow.holding, paused)
         .where(or_(SubscriptionRow.holding, paused, due))
@@ -127,7 +119,7 @@ def release(
         select(DeliveryRow.event_id)
         # Those of one that was removed are about to go.
         .join(SubscriptionRow, SubscriptionRow.name == DeliveryRow.subscription)
-        .where(*_due(name), ~blocked(), *one_key)
+        .where(*held_and_due(name), ~blocked(), *one_key)
         .order_by(DeliveryRow.next_attempt_at, DeliveryRow.outbox_id)
         .limit(limit)
         .with_for_update(skip_locked=True, of=DeliveryRow)
@@ -157,20 +149,6 @@ def release(
     ).all()
 
 
-def on_its_way() -> ColumnElement[bool]:
-    """Whether a copy of an event without a delivery row is on the broker, or will be.
-
-    Not of the history of before a subscription was known, nor of what is published while it is
-    holding.
-    """
-    history = and_(
-        OutboxRow.id <= SubscriptionRow.backfill_until,
-        OutboxRow.published_at <= SubscriptionRow.created_at,
-    )
-    will_be_held = and_(SubscriptionRow.holding, OutboxRow.published_at.is_(None))
-    return ~func.coalesce(or_(history, will_be_held), false())
-
-
 def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> None:
     """Undo `release` for events whose copies the broker did not take.
 
@@ -189,39 +167,4 @@ def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> N
         update(DeliveryRow)
         .where(ours, DeliveryRow.event_id == waiting.c.event_id)
         .values(state="held", next_attempt_at=AT_ONCE)
-    )
-
-
-def blocked() -> ColumnElement[bool]:
-    """Whether an earlier event of the same key has not ended, or a later one is on its way.
-
-    A later one is when this one was committed late, or was a dead letter. It had no earlier one
-    before it then, so few held ones lie between.
-    """
-    other = aliased(DeliveryRow)
-    of_its_key = (
-        other.subscription == DeliveryRow.subscription,
-        other.order_key == DeliveryRow.order_key,
-        other.state.in_(STILL_TO_RUN),
-    )
-    next_few = (
-        select(other.state)
-        .where(*of_its_key, other.outbox_id > DeliveryRow.outbox_id)
-        .order_by(other.outbox_id)
-        .limit(LATER_LOOKED_AT)
-        .correlate(DeliveryRow)
-        .subquery()
-    )
-    later = select(literal(1)).where(next_few.c.state == "retrying").limit(1).scalar_subquery()
-    return or_(
-        there_is(*of_its_key, other.outbox_id < DeliveryRow.outbox_id, row=other),
-        later.is_not(None),
-    )
-
-
-def _due(name: InstrumentedAttribute[str] | str) -> tuple[ColumnElement[bool], ...]:
-    return (
-        DeliveryRow.subscription == name,
-        DeliveryRow.state == "held",
-        DeliveryRow.next_attempt_at <= func.now(),
     )

@@ -18,9 +18,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute
 
-from cos_events.store.by_index import there_is
+from cos_events.store.conditions import has_delivery, wanted
 from cos_events.store.models import UNFINISHED, DeliveryRow, OutboxRow, SubscriptionRow
-from cos_events.store.redelivery import wanted
 
 
 @dataclass(slots=True)
@@ -67,10 +66,7 @@ def _without_delivery() -> Select[str, bool, bool, int, float]:
         .where(
             OutboxRow.id > SubscriptionRow.settled_through,
             wanted(),
-            ~there_is(
-                DeliveryRow.subscription == SubscriptionRow.name,
-                DeliveryRow.event_id == OutboxRow.event_id,
-            ),
+            ~has_delivery(SubscriptionRow.name),
         )
         .correlate(SubscriptionRow)
         .lateral("ahead")

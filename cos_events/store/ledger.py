@@ -13,8 +13,8 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from cos_events.selection import EVERYTHING, Selection
 from cos_events.store import subscriptions
+from cos_events.store.conditions import wanted
 from cos_events.store.models import UNFINISHED, DeliveryRow, OutboxRow, SubscriptionRow
-from cos_events.store.redelivery import wanted
 
 CHUNK = 20_000
 """Outbox ids that are looked at in one statement."""

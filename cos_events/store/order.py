@@ -21,11 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from cos_events.store.by_index import there_is
-from cos_events.store.deliveries import expected
-from cos_events.store.held import blocked, on_its_way
+from cos_events.store.conditions import blocked, expected, has_delivery, on_its_way, wanted
 from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
-from cos_events.store.redelivery import wanted
 
 LOOKED_BACK = 1_000
 """So many ids behind an event its elder may commit late, and still has its key in time."""
@@ -142,7 +139,7 @@ def _key_new(
         .where(
             which,
             wanted(),
-            ~there_is(DeliveryRow.subscription == name, DeliveryRow.event_id == OutboxRow.event_id),
+            ~has_delivery(name),
         )
         .order_by(OutboxRow.id)
         .limit(PAGE)

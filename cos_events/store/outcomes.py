@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, and_, func, select
 
-from cos_events.store.held import blocked
+from cos_events.store.conditions import blocked
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 

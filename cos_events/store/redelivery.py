@@ -11,7 +11,6 @@ from sqlalchemy import (
     Connection,
     Row,
     ScalarSelect,
-    and_,
     false,
     func,
     literal,
@@ -20,10 +19,9 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import InstrumentedAttribute
 
-from cos_events.store.by_index import there_is
+from cos_events.store.conditions import has_delivery, there_is, wanted
+from cos_events.store.deliveries import from_outbox
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 
 SWEEP_SIZE = 10_000
@@ -140,7 +138,6 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
         For each its id; whether it is overdue; and whether one that was published later by as much
         has been delivered already, so that it cannot be still in the queue.
     """
-    ours = DeliveryRow.subscription == subscription
     overtaken_by = _overtaken_by(subscription)
     return connection.execute(
         select(
@@ -154,7 +151,7 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
             OutboxRow.id > after,
             *([] if through is None else [OutboxRow.id <= through]),
             wanted(),
-            ~there_is(ours, DeliveryRow.event_id == OutboxRow.event_id),
+            ~has_delivery(subscription),
         )
         .order_by(OutboxRow.id)
         .limit(limit)
@@ -175,10 +172,7 @@ def oldest_without_delivery(connection: Connection, subscription: str) -> float:
             OutboxRow.id > through,
             OutboxRow.published_at.is_not(None),
             wanted(),
-            ~there_is(
-                DeliveryRow.subscription == subscription,
-                DeliveryRow.event_id == OutboxRow.event_id,
-            ),
+            ~has_delivery(subscription),
         )
         .order_by(OutboxRow.id)
         .limit(1)
@@ -206,16 +200,14 @@ def note_sent_again(
     Returns:
         For each its envelope, the attempts made at it, its trace context; oldest first.
     """
-    statement = insert(DeliveryRow).from_select(
-        ["subscription", "event_id", "outbox_id", "state", "attempts", "next_attempt_at"],
-        select(
-            literal(subscription),
-            OutboxRow.event_id,
-            OutboxRow.id,
-            literal("retrying"),
-            literal(0),
-            func.now() + again,
-        ).where(OutboxRow.id == func.any(list(outbox_ids))),
+    statement = from_outbox(
+        {
+            "subscription": subscription,
+            "state": "retrying",
+            "attempts": 0,
+            "next_attempt_at": func.now() + again,
+        },
+        OutboxRow.id == func.any(list(outbox_ids)),
     )
     written = connection.scalars(
         statement.on_conflict_do_nothing().returning(DeliveryRow.event_id)
@@ -285,17 +277,3 @@ def _overtaken_by(subscription: str) -> ScalarSelect[datetime]:
 
 def _is_late(late: timedelta) -> tuple[ColumnElement[bool], ...]:
     return DeliveryRow.state == "retrying", DeliveryRow.next_attempt_at < func.now() - late
-
-
-def wanted() -> ColumnElement[bool]:
-    """The condition that joins a subscription to the events that its filters let through."""
-    return and_(
-        _matches(SubscriptionRow.modules, OutboxRow.source_module),
-        _matches(SubscriptionRow.event_types, OutboxRow.event_type),
-    )
-
-
-def _matches(
-    names: InstrumentedAttribute[list[str] | None], value: InstrumentedAttribute[str]
-) -> ColumnElement[bool]:
-    return or_(names.is_(None), value == func.any(names))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, func, literal, select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from cos_events.selection import Selection
+from cos_events.store.conditions import wanted
+from cos_events.store.deliveries import from_outbox
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
-from cos_events.store.redelivery import wanted
 
 
 def _conditions(subscription: str, selection: Selection) -> list[ColumnElement[bool]]:
@@ -62,17 +62,17 @@ def run_again(  # noqa: PLR0913, PLR0917 - one page of a history
         .with_for_update(of=OutboxRow, key_share=True)
         .cte("page")
     )
-    columns = ["subscription", "event_id", "outbox_id", "state", "attempts", "generation"]
-    rows = select(
-        literal(subscription),
-        page.c.event_id,
-        page.c.id,
-        literal("held"),
-        literal(0),
-        literal(1),
-        literal(AT_ONCE),
+    statement = from_outbox(
+        {
+            "subscription": subscription,
+            "event_id": page.c.event_id,
+            "outbox_id": page.c.id,
+            "state": "held",
+            "attempts": 0,
+            "generation": 1,
+            "next_attempt_at": AT_ONCE,
+        }
     )
-    statement = insert(DeliveryRow).from_select([*columns, "next_attempt_at"], rows)
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=["subscription", "event_id"],

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, delete, func, or_, select, text, update
 
-from cos_events.store.by_index import there_is
+from cos_events.store.conditions import there_is
 from cos_events.store.models import (
     UNFINISHED,
     DeliveryRow,

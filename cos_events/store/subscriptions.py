@@ -24,8 +24,8 @@ from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from cos_events.errors import SubscriptionError
 from cos_events.store import locks
+from cos_events.store.conditions import wanted as wanted_by_it
 from cos_events.store.models import STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
-from cos_events.store.redelivery import wanted as wanted_by_it
 from cos_events.store.removal import is_half_removed
 from cos_events.subscription import Recipient, Subscription
 
