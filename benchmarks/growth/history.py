@@ -14,7 +14,7 @@ from benchmarks.growth.data import ENVELOPES, Row, begin, milliseconds, record, 
 from cos_events.broadcast import BrokerWire, make_broadcaster, make_wire
 from cos_events.feeder import Feeder
 from cos_events.publisher import BATCH_SIZE, Publisher, publish_once
-from cos_events.relay import Redelivery
+from cos_events.redelivery import Redelivery
 from cos_events.retention import Retention
 from cos_events.settings import get_settings
 from cos_events.store import deliveries, outbox

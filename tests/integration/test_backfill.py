@@ -17,7 +17,7 @@ from cos_events.declaration import subscriber
 from cos_events.errors import SubscriptionError
 from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
-from cos_events.relay import Redelivery
+from cos_events.redelivery import Redelivery
 from cos_events.store.ledger import verify
 from cos_events.store.models import SubscriptionRow
 

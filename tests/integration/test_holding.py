@@ -17,7 +17,7 @@ from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
 from cos_events.queue_room import QueueRoom
-from cos_events.relay import Redelivery
+from cos_events.redelivery import Redelivery
 from cos_events.store import deliveries, locks, subscriptions
 from cos_events.store.ledger import verify
 from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow

@@ -18,7 +18,7 @@ from cos_events.envelope import Envelope
 from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
-from cos_events.relay import Redelivery
+from cos_events.redelivery import Redelivery
 from cos_events.store import deliveries, held, locks, subscriptions
 from cos_events.store.engine import wait_at_most
 from cos_events.store.models import SubscriptionRow

@@ -17,7 +17,7 @@ from cos_events import Envelope, log_l1, record_event
 from cos_events.broadcast import make_broadcaster, make_wire
 from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
-from cos_events.relay import Redelivery
+from cos_events.redelivery import Redelivery
 from cos_events.retention import Retention
 from cos_events.store import engine
 

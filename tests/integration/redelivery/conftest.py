@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from cos_events import broker, record_event
 from cos_events.broadcast import make_wire
 from cos_events.envelope import Envelope
-from cos_events.relay import Redelivery
+from cos_events.redelivery import Redelivery
 from cos_events.store import deliveries, redelivery, subscriptions
 from cos_events.store.models import OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription

@@ -7,7 +7,7 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
-from cos_events.relay import Redelivery
+from cos_events.redelivery import Redelivery
 from cos_events.store import held, redelivery
 from cos_events.store.models import DeliveryRow, OutboxRow
 from cos_events.subscription import Subscription
