@@ -32,8 +32,11 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=_for_scripts))
 
 
-def _for_scripts(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+def _for_scripts(value: Any) -> Any:
+    """A moment as an envelope has it; an envelope itself; anything else as text."""
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%FT%T.%fZ}"
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
 
 
 def for_people(value: object) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Row
 
-from cos_events.envelope import Envelope, format_timestamp
+from cos_events.envelope import Envelope
 from cos_events.errors import SubscriptionError
 from cos_events.store import dead_letters, subscriptions
 from cos_events.store.dead_letters import Filter, Place
@@ -45,21 +45,6 @@ class DeadLetter:
     died_at: datetime
     envelope: Envelope
     correction: Envelope | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """A JSON-able object with everything."""
-        correction = self.correction and self.correction.model_dump(mode="json")
-        return {
-            "subscription": self.subscription,
-            "event_id": str(self.event_id),
-            "attempts": self.attempts,
-            "deaths": self.deaths,
-            "error": self.error,
-            "first_failed_at": format_timestamp(self.first_failed_at),
-            "died_at": format_timestamp(self.died_at),
-            "envelope": self.envelope.model_dump(mode="json"),
-            "correction": correction,
-        }
 
 
 def find(which: Filter, limit: int | None = None) -> Iterator[DeadLetter]:

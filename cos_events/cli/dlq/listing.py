@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -33,7 +34,7 @@ def list_(
         return
     letters = list(find(chosen(subscription, **given), limit))
     if as_json:
-        print_json([letter.as_dict() for letter in letters])
+        print_json([asdict(letter) for letter in letters])
         return
     columns = ["event", "type", "attempts", "died at", "error"]
     rows: list[list[Any]] = [
@@ -87,15 +88,14 @@ def show(event: UUID, as_json: bool) -> None:
     if not letters:
         raise SubscriptionError(f"no subscription has a dead letter {event}: see `dlq list`")
     if as_json:
-        print_json([letter.as_dict() for letter in letters])
+        print_json([asdict(letter) for letter in letters])
         return
     for number, letter in enumerate(letters):
         if number:
             click.echo()
-        for name, value in letter.as_dict().items():
-            if name in ("envelope", "correction"):
-                if value is not None:
-                    click.echo(f"{name}:")
-                    print_json(value)
-            else:
-                click.echo(f"{name:<16} {for_people(getattr(letter, name))}")
+        for name, value in asdict(letter).items():
+            if name not in ("envelope", "correction"):
+                click.echo(f"{name:<16} {for_people(value)}")
+            elif value is not None:
+                click.echo(f"{name}:")
+                print_json(value)
