@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from cos_events.dead_letters import on_broker
-from cos_events.dead_letters.finding import find
+from cos_events.dead_letters.finding import DeadLetter
 from cos_events.envelope import Envelope
 from cos_events.errors import SubscriptionError
 from cos_events.recording import encode, make_envelope
@@ -62,24 +62,20 @@ def purge(
     return _in_batches(dead_letters.discard, which, limit, on_done)
 
 
-def correct(subscription: str, event_id: UUID, data: Mapping[str, Any]) -> Envelope:
+def correct(letter: DeadLetter, data: Mapping[str, Any]) -> Envelope:
     """Let a dead letter go out with other content; the outbox keeps what was recorded.
 
     Args:
-        subscription: whose; others have the original.
-        event_id: of the dead letter.
+        letter: of one subscription; others have the original.
         data: the new content of the envelope.
 
     Returns:
         The corrected envelope.
 
     Raises:
-        SubscriptionError: there is no such dead letter.
+        SubscriptionError: it is no dead letter any more.
         InvalidPayload: the content cannot be sent; names the field.
     """
-    letter = next(find(Filter(subscription, [event_id])), None)
-    if letter is None:
-        raise SubscriptionError(f"{subscription} has no dead letter {event_id}")
     was = letter.envelope
     corrected = make_envelope(
         event_type=was.event_type,
@@ -91,8 +87,9 @@ def correct(subscription: str, event_id: UUID, data: Mapping[str, Any]) -> Envel
         request_id=was.request_id,
     )
     with explained(), get_engine().begin() as connection:
-        if not dead_letters.correct(connection, subscription, event_id, encode(corrected)):
-            raise SubscriptionError(f"{subscription}: {event_id} is no dead letter any more")
+        ours = letter.subscription, letter.event_id
+        if not dead_letters.correct(connection, *ours, encode(corrected)):
+            raise SubscriptionError("{}: {} is no dead letter any more".format(*ours))
     return corrected
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session, joinedload
 
 from cos_events.errors import InvalidPayload
-from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
+from cos_events.l1.log import KINDS
 from cos_events.l1.models import BaseLog
 from cos_events.recording import encode, make_envelope
 from cos_events.selection import Selection
@@ -129,10 +129,13 @@ def _heal(session: Session, ids: set[UUID], result: Unrecorded) -> None:
 
 
 def _event_of(base_log: BaseLog) -> dict[str, object]:
-    content, kind = _content_of(base_log)
-    data = {name: getattr(content, name) for name in kind.model_fields}
+    kind = base_log.event_type
+    if kind not in KINDS or (content := getattr(base_log, kind)) is None:
+        raise InvalidPayload(f"its content is missing: there is no row of {kind!r} for it")
+    content_type, _ = KINDS[kind]
+    data = {name: getattr(content, name) for name in content_type.model_fields}
     envelope = make_envelope(
-        event_type=base_log.event_type,
+        event_type=kind,
         data=data,
         base_log_id=base_log.id,
         module=base_log.source_module,
@@ -146,16 +149,3 @@ def _event_of(base_log: BaseLog) -> dict[str, object]:
         "event_type": envelope.event_type,
         "envelope": encode(envelope),
     }
-
-
-def _content_of(base_log: BaseLog) -> tuple[object, type[Content]]:
-    kinds: dict[str, tuple[object, type[Content]]] = {
-        "prompt_trace": (base_log.prompt_trace, PromptTraceContent),
-        "event_log": (base_log.event_log, EventLogContent),
-    }
-    content, kind = kinds.get(base_log.event_type, (None, Content))
-    if content is None:
-        raise InvalidPayload(
-            f"its content is missing: there is no row of {base_log.event_type!r} for it"
-        )
-    return content, kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue, Strict, ValidationError
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from cos_events.envelope import Name, wrong_fields
 from cos_events.error_text import one_line
 from cos_events.errors import DatabaseAway, InvalidPayload
-from cos_events.l1.log import log_l1
+from cos_events.l1.log import EventType, log_l1
 from cos_events.store.engine import lacks_tables
 from cos_events.telemetry import span
 from cos_events.telemetry.names import COUNT, RECORD
@@ -27,7 +27,7 @@ class Line(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    event_type: Literal["prompt_trace", "event_log"]
+    event_type: EventType
     data: dict[str, JsonValue]
     occurred_at: AwareDatetime | None = None
     request_id: Annotated[str, Strict()] | None = None

@@ -21,10 +21,11 @@ from cos_events.recording import check_content, encode, make_envelope, record
 EventType = Literal["prompt_trace", "event_log"]
 
 _BASE_LOG = cast("Table", BaseLog.__table__)
-_KINDS: dict[str, tuple[type[Content], Table]] = {
+KINDS: dict[str, tuple[type[Content], Table]] = {
     "prompt_trace": (PromptTraceContent, cast("Table", PromptTrace.__table__)),
     "event_log": (EventLogContent, cast("Table", EventLog.__table__)),
 }
+"""What each event type's content is, and where it is kept."""
 
 
 def log_l1(  # noqa: PLR0913 - the fields of the record
@@ -62,7 +63,7 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
         raise InvalidPayload(
             f"cannot record this event: event_type: {event_type!r} is not prompt_trace or event_log"
         )
-    content_type, table = _KINDS[event_type]
+    content_type, table = KINDS[event_type]
     try:
         content = content_type.model_validate(dict(data)).model_dump()
     except ValidationError as error:

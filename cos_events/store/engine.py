@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 import psycopg2
+from psycopg2 import errors
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -39,9 +40,6 @@ PATIENCE = {
 accept a connection; until a silent one is tried, between tries, and how many; and milliseconds in
 which what was sent must have arrived. By the system's own a worker would wait for two hours for a
 server whose host is gone."""
-
-INSUFFICIENT_PRIVILEGE = "42501"
-"""PostgreSQL's code for a role that may not."""
 
 IDLE_SECONDS = 1.0
 """A pooled connection that was not used for so long is tried before it is used again."""
@@ -170,7 +168,9 @@ def wait_when_committing(session: Session, bind: Engine | Connection) -> None:
 
 def lacks_tables(error: DBAPIError) -> bool:
     """Whether a statement failed because the tables are missing, or old."""
-    return getattr(error.orig, "pgcode", None) in {"42P01", "42703", "3F000"}
+    return isinstance(
+        error.orig, errors.UndefinedTable | errors.UndefinedColumn | errors.InvalidSchemaName
+    )
 
 
 @contextmanager
@@ -195,11 +195,10 @@ def explained() -> Iterator[None]:
             f"no connection to PostgreSQL at {url} is free: {one_line(error)}"
         ) from error
     except ProgrammingError as error:
-        code = getattr(error.orig, "pgcode", None)
-        if code is None:
+        if getattr(error.orig, "pgcode", None) is None:
             # It was never asked: the driver does not understand the URL.
             raise DatabaseAway(f"DATABASE_URL={url!r} cannot be used: {one_line(error)}") from error
-        if code == INSUFFICIENT_PRIVILEGE:
+        if isinstance(error.orig, errors.InsufficientPrivilege):
             raise DatabaseAway(
                 f"PostgreSQL at {url} refuses: {one_line(error)}; "
                 "docs/deployment.md says what each role needs"

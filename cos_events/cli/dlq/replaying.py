@@ -99,7 +99,7 @@ def _edit(subscription: str, event: UUID, data: IO[bytes] | None) -> None:
         raise InvalidPayload(f"the new data is not JSON: {error}; nothing is replayed") from error
     if not isinstance(corrected, dict):
         raise InvalidPayload("the new data must be a JSON object; nothing is replayed")
-    correct(subscription, event, corrected)
+    correct(letter, corrected)
 
 
 def _rehearse(subscription: str, which: Filter, limit: int | None, app: str, as_json: bool) -> None:
