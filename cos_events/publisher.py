@@ -83,7 +83,9 @@ class Publisher:
             if not batch:
                 return 0
             claimed_at = time.monotonic()
-            with telemetry.fork(names.PUBLISH, "", [each.traceparent for each in batch]) as spans:
+            with telemetry.spans_for(
+                names.PUBLISH, "", [each.traceparent for each in batch]
+            ) as spans:
                 batch = [each.continuing(spans[each.traceparent].traceparent) for each in batch]
                 # Read each time: a copy would leave a new subscription's first events to the relay.
                 recipients = subscriptions.load(connection)
@@ -104,21 +106,20 @@ class Publisher:
         return len(batch)
 
     def _hold_full_queues(self) -> None:
-        if not (names := self._room.unknown()):
+        if not (unknown := self._room.unknown()):
             return
         try:
-            depths = broker.queue_depths(names)
+            depths = broker.queue_depths(unknown)
         except BrokerAway:
             return
-        for name in self._room.look(depths, names):
+        for name in self._room.look(depths, unknown):
             logger.warning("%s: its queue is full; more copies wait in PostgreSQL", name)
             with self._engine.begin() as connection:
                 held.begin_to_hold(connection, name)
 
 
 def _hold(connection: Connection, holding: Iterable[Recipient], ids: Sequence[int]) -> None:
-    names = [each.name for each in holding]
-    held.hold(connection, names, OutboxRow.id == func.any(list(ids)))
+    held.hold(connection, [each.name for each in holding], OutboxRow.id == func.any(list(ids)))
 
 
 def _count(batch: Sequence[Pending], since: float, holding: Iterable[Recipient]) -> None:

@@ -23,7 +23,7 @@ Errors = tuple[type[BaseException], ...]
 
 
 def check_errors(option: str, errors: object) -> None:
-    """Refuse what is no tuple of exception classes.
+    """Refuse what is no tuple, or list, of exception classes.
 
     Raises:
         SubscriptionError: names the option.

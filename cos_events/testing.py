@@ -33,8 +33,8 @@ from cos_events.store.models import DeliveryRow
 
 __all__ = ["EventBus", "Unsettled", "event_bus"]
 
-FIRST_WAIT = 60.0
-"""Seconds that `EventBus.wait` and `EventBus.kill_at` wait unless told otherwise."""
+DEFAULT_TIMEOUT = 60.0
+"""Seconds that `EventBus.wait` waits unless told otherwise."""
 
 
 class Unsettled(CosEventsError):
@@ -138,7 +138,7 @@ class EventBus:
         with self.engine.connect() as connection:
             return {each.subscription: each for each in verify(connection, grace=0)}
 
-    def wait(self, timeout: float = FIRST_WAIT) -> dict[str, Account]:
+    def wait(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Account]:
         """Start again what has died, and wait until every event is delivered or a dead letter.
 
         At the subscriptions that were started, or at all: a worker makes all of its application's

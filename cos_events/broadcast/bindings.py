@@ -23,19 +23,19 @@ class Bindings:
 
     Parameters:
         connection: to RabbitMQ.
-        parted: which queue was unbound from which module, and what its subscription wanted; may
+        unbound: which queue was unbound from which module, and what its subscription wanted; may
             outlive the connection, since nobody binds it again before that wants something else.
     """
 
     def __init__(
-        self, connection: Any, parted: dict[tuple[str, str], frozenset[str] | None]
+        self, connection: Any, unbound: dict[tuple[str, str], frozenset[str] | None]
     ) -> None:
         self._connection = connection
-        self._parted = parted
+        self._unbound = unbound
         self._usable: dict[str, bool] = {}
         self._done: set[tuple[str, Recipient]] = set()
 
-    def see_to(self, modules: Iterable[str], recipients: Sequence[Recipient]) -> None:
+    def declare(self, modules: Iterable[str], recipients: Sequence[Recipient]) -> None:
         """Bring the exchanges of these modules, and what is bound to them, up to date."""
         for module in modules:
             if module not in self._usable:
@@ -44,7 +44,7 @@ class Bindings:
                 continue
             for recipient in recipients:
                 if not recipient.wants_of(module):
-                    self._part(module, recipient)
+                    self._unbind(module, recipient)
                 elif (module, recipient) not in self._done:
                     self._bind(module, recipient)
                     self._done.add((module, recipient))
@@ -64,7 +64,7 @@ class Bindings:
         return True
 
     def _bind(self, module: str, recipient: Recipient) -> None:
-        self._parted.pop((module, recipient.name), None)
+        self._unbound.pop((module, recipient.name), None)
         queue = subscription_queue(
             recipient.name, () if recipient.holding else (module,), rabbitmq=True
         )
@@ -78,13 +78,13 @@ class Bindings:
                 "queue %s cannot be used: %s; delete it", queue.name, one_line(error)
             )
 
-    def _part(self, module: str, recipient: Recipient) -> None:
-        if self._parted.get((module, recipient.name)) == recipient.modules:
+    def _unbind(self, module: str, recipient: Recipient) -> None:
+        if self._unbound.get((module, recipient.name)) == recipient.modules:
             return
         # There may be no such queue.
         with suppress(*self._connection.channel_errors):
             unbind(self._connection, subscription_queue(recipient.name, (), rabbitmq=True), module)
-        self._parted[module, recipient.name] = recipient.modules
+        self._unbound[module, recipient.name] = recipient.modules
         self._done = {
             each for each in self._done if (each[0], each[1].name) != (module, recipient.name)
         }

@@ -39,7 +39,7 @@ class RabbitMQWire:
         self._connection: Any = None
         self._channel: Any = None
         self._bindings: Bindings | None = None
-        self._parted: dict[tuple[str, str], frozenset[str] | None] = {}
+        self._unbound: dict[tuple[str, str], frozenset[str] | None] = {}
         self._declared_at = 0.0
         self._last_tag = 0
         self._unconfirmed: set[int] = set()
@@ -55,7 +55,7 @@ class RabbitMQWire:
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """As the contract says."""
         with self._confirmed("the batch"):
-            self._fresh_bindings().see_to({each.source_module for each in batch}, recipients)
+            self._fresh_bindings().declare({each.source_module for each in batch}, recipients)
             for pending in batch:
                 self._publish(
                     pending.envelope,
@@ -113,7 +113,7 @@ class RabbitMQWire:
     def _fresh_bindings(self) -> Bindings:
         now = time.monotonic()
         if self._bindings is None or now - self._declared_at > DECLARE_AGAIN_AFTER:
-            self._bindings, self._declared_at = Bindings(self._connection, self._parted), now
+            self._bindings, self._declared_at = Bindings(self._connection, self._unbound), now
         return self._bindings
 
     def _publish(self, body: str, headers: dict[str, Any], **where: str) -> None:

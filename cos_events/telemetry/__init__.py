@@ -13,8 +13,8 @@ from cos_events.telemetry.tracing import (
     Span,
     current_trace_id,
     current_traceparent,
-    fork,
     span,
+    spans_for,
     start,
 )
 
@@ -30,13 +30,13 @@ __all__ = [
     "current_trace_id",
     "current_traceparent",
     "flush",
-    "fork",
     "in_hand",
     "load",
     "observe",
     "share_counts",
     "show",
     "span",
+    "spans_for",
     "start",
     "trace_statements",
 ]

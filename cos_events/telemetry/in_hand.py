@@ -9,7 +9,7 @@ from typing import Any
 
 from cos_events.settings import get_settings
 from cos_events.telemetry.names import CONSUME, CONTENT, OUTCOME
-from cos_events.telemetry.tracing import TRACEPARENT, Span, fork
+from cos_events.telemetry.tracing import TRACEPARENT, Span, spans_for
 
 TRACEPARENTS = "traceparents"
 """The header of a task made of several messages: the trace context of each, in their order."""
@@ -27,7 +27,7 @@ def consuming(subscription: str, raws: Sequence[str], headers: Any) -> Iterator[
         headers: of the task's message: whatever has a `get`.
     """
     carried = _carried(headers, len(raws))
-    with fork(CONSUME, subscription, carried) as spans:
+    with spans_for(CONSUME, subscription, carried) as spans:
         by_raw = {raw: spans[its] for raw, its in zip(raws, carried, strict=True)}
         if get_settings().trace_content:
             for each in spans.values():

@@ -183,7 +183,7 @@ def span(
 
 
 @contextmanager
-def fork(
+def spans_for(
     name: SpanName, subject: str, traceparents: Sequence[str | None]
 ) -> Iterator[Mapping[str | None, Span]]:
     """A span in each of these traces, for one piece of work that serves all of them.
