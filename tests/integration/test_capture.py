@@ -138,18 +138,6 @@ def test_a_flush_that_fails_hands_over_nothing(database, woken, committed) -> No
     assert woken == [ids(committed, "one")]
 
 
-def test_a_savepoint_whose_flush_fails_leaves_the_rest_of_the_transaction(
-    database, woken, committed
-) -> None:
-    with Session(database) as session:
-        same = record_event(session, "one", {})
-        with pytest.raises(IntegrityError), session.begin_nested():
-            record_event(session, "two", {}, base_log_id=same)
-        record_event(session, "three", {})
-        session.commit()
-    assert [sorted(each) for each in woken] == [sorted(ids(committed, "one", "three"))]
-
-
 def test_a_commit_again_after_a_flush_that_failed_fails_again(database, woken, committed) -> None:
     with Session(database) as session:
         same = record_event(session, "one", {})

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from kombu import Connection, Consumer, Producer, Queue
+from inbox import Inbox
+from kombu import Connection, Producer
 from kombu.asynchronous import Hub
 from kombu.exceptions import KombuError
 from redis import Redis
@@ -53,42 +54,14 @@ def send(url: str, queue: str, *numbers: int, priority: int = 0) -> None:
             Producer(channel).publish(number, routing_key=queue, priority=priority)
 
 
-class Receiver:
-    """A consumer outside of any event loop, which keeps the messages that it got."""
-
-    def __init__(self, connection: Connection, queues: list[str], prefetch: int = 0) -> None:
-        self.messages: list[Any] = []
-        self.channel: Any = connection.channel()
-        self._connection = connection
-        self._consumer = Consumer(
-            self.channel,
-            [Queue(name) for name in queues],
-            on_message=self.messages.append,
-            accept=["json"],
-            prefetch_count=prefetch,
-        )
-        self._consumer.consume()
-
-    def receive(self, count: int) -> list[Any]:
-        """Wait until it has so many; returns their bodies."""
-        deadline = time.monotonic() + 60
-        while len(self.messages) < count:
-            assert time.monotonic() < deadline, self.messages
-            try:
-                self._connection.drain_events(timeout=1)
-            except TimeoutError:
-                continue
-        return [each.decode() for each in self.messages]
-
-
 @pytest.fixture
-def receiver(url: str) -> Iterator[Callable[..., Receiver]]:
+def receiver(url: str) -> Iterator[Callable[..., Inbox]]:
     """Start a receiver; each has a connection of its own."""
     connections: list[Connection] = []
 
-    def start(*queues: str, prefetch: int = 0, **options: Any) -> Receiver:
+    def start(*queues: str, prefetch: int = 0, **options: Any) -> Inbox:
         connections.append(Connection(url, **{**FAST, **options}))
-        return Receiver(connections[-1], list(queues), prefetch)
+        return Inbox(connections[-1], *queues, prefetch=prefetch)
 
     yield start
     for each in connections:
@@ -96,7 +69,7 @@ def receiver(url: str) -> Iterator[Callable[..., Receiver]]:
 
 
 def test_what_waits_comes_in_one_fetch_in_order_and_is_noted_until_it_is_acknowledged(
-    url: str, redis: Redis, receiver: Callable[..., Receiver]
+    url: str, redis: Redis, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "q", *range(30))
     worker = receiver("q")
@@ -108,7 +81,7 @@ def test_what_waits_comes_in_one_fetch_in_order_and_is_noted_until_it_is_acknowl
 
 
 def test_a_fetch_stays_within_the_prefetch_window(
-    url: str, redis: Redis, receiver: Callable[..., Receiver]
+    url: str, redis: Redis, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "q", *range(30))
     worker = receiver("q", prefetch=4)
@@ -121,7 +94,7 @@ def test_a_fetch_stays_within_the_prefetch_window(
 
 
 def test_of_several_queues_none_waits_for_another_to_be_empty(
-    url: str, receiver: Callable[..., Receiver]
+    url: str, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "long", *range(200))
     send(url, "short", 1_000)
@@ -133,7 +106,7 @@ def test_of_several_queues_none_waits_for_another_to_be_empty(
     assert len(worker.messages) < 200
 
 
-def test_what_is_urgent_comes_first(url: str, receiver: Callable[..., Receiver]) -> None:
+def test_what_is_urgent_comes_first(url: str, receiver: Callable[..., Inbox]) -> None:
     # Kombu's Redis: a small number is urgent.
     send(url, "q", *range(3), priority=9)
     send(url, "q", *range(10, 13), priority=0)
@@ -141,7 +114,7 @@ def test_what_is_urgent_comes_first(url: str, receiver: Callable[..., Receiver])
 
 
 def test_a_rejected_message_is_dropped_and_a_requeued_one_comes_back_marked(
-    url: str, redis: Redis, receiver: Callable[..., Receiver]
+    url: str, redis: Redis, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "q", 1, 2)
     worker = receiver("q")
@@ -155,7 +128,7 @@ def test_a_rejected_message_is_dropped_and_a_requeued_one_comes_back_marked(
 
 
 def test_closing_puts_back_what_is_not_acknowledged(
-    url: str, redis: Redis, receiver: Callable[..., Receiver]
+    url: str, redis: Redis, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "q", *range(5))
     worker = receiver("q")
@@ -185,7 +158,7 @@ with Connection(sys.argv[1], transport=NAME) as connection, connection.channel()
 
 @pytest.mark.parametrize("successor", [FAST, STOCK], ids=["this transport", "Kombu's own"])
 def test_what_a_killed_worker_had_comes_again_to_either_transport(
-    url: str, redis: Redis, receiver: Callable[..., Receiver], successor: dict[str, str]
+    url: str, redis: Redis, receiver: Callable[..., Inbox], successor: dict[str, str]
 ) -> None:
     send(url, "q", *range(40))
     killed = subprocess.run([sys.executable, "-c", KILLED, url], check=False, timeout=240)
@@ -203,7 +176,7 @@ GARBAGE = [b"\xff\xfe", b"not json", b"[]", b'{"body": 1}', b"[" * 3_000, b'"a",
 
 
 def test_garbage_in_a_queue_arrives_as_its_bytes(
-    url: str, redis: Redis, receiver: Callable[..., Receiver]
+    url: str, redis: Redis, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "q", 1)
     for each in GARBAGE:
@@ -213,14 +186,14 @@ def test_garbage_in_a_queue_arrives_as_its_bytes(
     deadline = time.monotonic() + 60
     while len(worker.messages) < len(GARBAGE) + 2 and time.monotonic() < deadline:
         worker.receive(len(worker.messages[:1]))
-        worker._connection.drain_events(timeout=1) if len(worker.messages) < 8 else None
+        worker.connection.drain_events(timeout=1) if len(worker.messages) < 8 else None
     assert [bytes(each.body) for each in worker.messages[1:-1]] == GARBAGE
     worker.channel.close()
     assert (redis.llen("q"), redis.hlen("unacked")) == (len(GARBAGE) + 2, 0)
 
 
 def test_garbage_that_a_killed_worker_had_noted_comes_again(
-    redis: Redis, receiver: Callable[..., Receiver]
+    redis: Redis, receiver: Callable[..., Inbox]
 ) -> None:
     for number, each in enumerate(GARBAGE):
         redis.hset("unacked", f"t.{number}", b"[" + each + b',"","q"]')
@@ -229,7 +202,7 @@ def test_garbage_that_a_killed_worker_had_noted_comes_again(
     deadline = time.monotonic() + 60
     while len(worker.messages) < len(GARBAGE) and time.monotonic() < deadline:
         try:
-            worker._connection.drain_events(timeout=1)
+            worker.connection.drain_events(timeout=1)
         except TimeoutError:
             continue
     assert sorted(bytes(each.body) for each in worker.messages) == sorted(GARBAGE)
@@ -244,13 +217,13 @@ def fire_until_acknowledged(hub: Hub, redis: Redis) -> None:
 
 
 def test_in_a_workers_loop_acknowledgements_go_together_and_soon(
-    url: str, redis: Redis, receiver: Callable[..., Receiver]
+    url: str, redis: Redis, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "q", *range(10))
     worker = receiver("q")
     worker.receive(10)
     hub = Hub()
-    worker.channel.connection.register_with_event_loop(worker._connection.connection, hub)
+    worker.channel.connection.register_with_event_loop(worker.connection.connection, hub)
     for message in worker.messages:
         message.ack()
     assert redis.hlen("unacked") == 10
@@ -259,12 +232,12 @@ def test_in_a_workers_loop_acknowledgements_go_together_and_soon(
 
 
 def test_acknowledgements_that_redis_refused_are_sent_again(
-    url: str, redis: Redis, receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch
+    url: str, redis: Redis, receiver: Callable[..., Inbox], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(url, "q", *range(3))
     worker, hub = receiver("q"), Hub()
     worker.receive(3)
-    worker.channel.connection.register_with_event_loop(worker._connection.connection, hub)
+    worker.channel.connection.register_with_event_loop(worker.connection.connection, hub)
     monkeypatch.setattr("cos_events.redis_unacked.AGAIN_SECONDS", GATHER_SECONDS)
     # As a Redis without its replicas does.
     redis.config_set("min-replicas-to-write", 1)
@@ -282,12 +255,12 @@ def test_acknowledgements_that_redis_refused_are_sent_again(
 
 
 def test_in_a_workers_loop_a_fetch_waits_for_some_room_as_long_as_acknowledgements_gather(
-    url: str, receiver: Callable[..., Receiver]
+    url: str, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "q", *range(40))
     worker, hub = receiver("q", prefetch=32), Hub()
     worker.receive(32)
-    worker.channel.connection.register_with_event_loop(worker._connection.connection, hub)
+    worker.channel.connection.register_with_event_loop(worker.connection.connection, hub)
     qos, messages = worker.channel.qos, iter(worker.messages)
     next(messages).ack()
     assert not qos.can_consume()
@@ -303,7 +276,7 @@ def test_in_a_workers_loop_a_fetch_waits_for_some_room_as_long_as_acknowledgemen
 
 
 def test_messages_that_nobody_acknowledges_are_not_noted(
-    url: str, redis: Redis, receiver: Callable[..., Receiver]
+    url: str, redis: Redis, receiver: Callable[..., Inbox]
 ) -> None:
     send(url, "q", 1, 2)
     worker = receiver()
