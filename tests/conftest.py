@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from kombu import Connection
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from cos_events import broker, dispatcher, embedded
+from cos_events.embedded import process
 from cos_events.pubsub import close_redis_client_sync
 from cos_events.settings import get_settings
 from cos_events.store import engine as store_engine
@@ -199,17 +199,7 @@ def clean_queues(broker_url: str) -> Iterator[list[str]]:
 @pytest.fixture
 def frozen() -> Callable[[embedded.EmbeddedValkey], AbstractContextManager[None]]:
     """While the body runs this server accepts connections and never answers."""
-
-    @contextmanager
-    def freeze(server: embedded.EmbeddedValkey) -> Iterator[None]:
-        assert server.pid
-        os.kill(server.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(server.pid, signal.SIGCONT)
-
-    return freeze
+    return lambda server: process.frozen(server.pid)
 
 
 @pytest.fixture

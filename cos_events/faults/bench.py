@@ -7,7 +7,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -119,16 +119,6 @@ class Bench:
         return [each for each in self.processes.values() if each.revive()]
 
     @contextmanager
-    def frozen(self, processes: Sequence[Process]) -> Iterator[None]:
-        """While the body runs these processes stand still, with their pools."""
-        groups = [pid for each in processes if (pid := each.pid)]
-        try:
-            _signal_groups(groups, signal.SIGSTOP)
-            yield
-        finally:
-            _signal_groups(groups, signal.SIGCONT)
-
-    @contextmanager
     def postgres_down(self, *, crash: bool) -> Iterator[None]:
         """While the body runs PostgreSQL is away, orderly or not."""
         began = time.time()
@@ -148,9 +138,3 @@ class Bench:
         with ExitStack() as endings:
             for process in self.processes.values():
                 endings.callback(process.stop)
-
-
-def _signal_groups(groups: Sequence[int], number: signal.Signals) -> None:
-    for group in groups:
-        with suppress(ProcessLookupError):
-            os.killpg(group, number)

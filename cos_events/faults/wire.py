@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -13,7 +13,7 @@ import redis
 from kombu import Connection
 
 from cos_events.embedded import EmbeddedValkey
-from cos_events.embedded.process import LOOPBACK
+from cos_events.embedded.process import LOOPBACK, frozen
 from cos_events.faults.proxy import Lost, Proxy
 from cos_events.faults.rabbitmq import PrivateRabbitMQ
 
@@ -50,14 +50,9 @@ class Wire:
         login = parts.netloc.rpartition("@")[0]
         return parts._replace(netloc=f"{login}@{LOOPBACK}:{self._proxy.port}").geturl()
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> AbstractContextManager[None]:
         """The server keeps its connections, accepts new ones and answers nothing."""
-        self._signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._signal(signal.SIGCONT)
+        return frozen(self.server.pid)
 
     @contextmanager
     def down(self, *, crash: bool = False) -> Iterator[None]:
@@ -66,8 +61,8 @@ class Wire:
         Args:
             crash: it ends by SIGKILL.
         """
-        if crash:
-            self._signal(signal.SIGKILL)
+        if crash and (pid := self.server.pid):
+            os.kill(pid, signal.SIGKILL)
         self.server.stop()
         try:
             yield
@@ -146,7 +141,3 @@ class Wire:
             # A queue that is gone already is empty too.
             with suppress(*connection.channel_errors):
                 act(name)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if pid := self.server.pid:
-            os.kill(pid, number)

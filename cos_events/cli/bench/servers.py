@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -47,17 +46,6 @@ class Stage:
     heard: Marks
     processes: dict[str, WorkerProcess]
     folder: Path
-
-    @contextmanager
-    def frozen(self, *pids: int | None) -> Iterator[None]:
-        """While the body runs these processes stand still."""
-        for pid in pids:
-            os.kill(pid or 0, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid or 0, signal.SIGCONT)
 
 
 @contextmanager
