@@ -19,7 +19,7 @@ from kombu import Connection
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from cos_events import broker, dispatcher, embedded
-from cos_events.embedded import process
+from cos_events.embedded import process, rabbitmq
 from cos_events.pubsub import close_redis_client_sync
 from cos_events.settings import get_settings
 from cos_events.store import engine as store_engine
@@ -194,6 +194,13 @@ def clean_queues(broker_url: str) -> Iterator[list[str]]:
     names: list[str] = []
     yield names
     broker.delete_queues(names)
+
+
+@pytest.fixture
+def rabbitmq_program() -> None:
+    """The system's own rabbitmq-server: no wheel carries one."""
+    if not (shutil.which("rabbitmq-server") or Path(rabbitmq.SCRIPTS).exists()):
+        missing("rabbitmq-server is not installed")
 
 
 @pytest.fixture

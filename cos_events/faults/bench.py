@@ -12,12 +12,11 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
+from cos_events.embedded import BrokerName, EmbeddedPostgres, EmbeddedRabbitMQ, EmbeddedValkey
 from cos_events.embedded.account import make_folder, server_account
 from cos_events.faults.kill_points import Trigger
 from cos_events.faults.processes import Process, make_folders
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
-from cos_events.faults.wire import BrokerName, Wire
+from cos_events.faults.wire import Wire
 from cos_events.store.engine import make_engine
 from cos_events.store.migrations import upgrade
 
@@ -56,7 +55,7 @@ class Bench:
         self.trigger = Trigger(folder)
         self.postgres = EmbeddedPostgres(folder / "postgres", secrets.token_urlsafe(16))
         self.redis = Wire(EmbeddedValkey(folder / "redis", secrets.token_urlsafe(16)))
-        server = EmbeddedValkey if broker == "redis" else PrivateRabbitMQ
+        server = EmbeddedValkey if broker == "redis" else EmbeddedRabbitMQ
         self.broker = Wire(server(folder / "broker", secrets.token_urlsafe(16)))
         self.processes: dict[str, Process] = {}
         self.postgres_away: list[tuple[float, float]] = []

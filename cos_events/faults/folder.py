@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
+from cos_events.embedded import EmbeddedPostgres, EmbeddedRabbitMQ, EmbeddedValkey
 from cos_events.embedded.account import make_folder, server_account
 from cos_events.embedded.ownership import (
     NOTE,
@@ -21,8 +21,8 @@ from cos_events.embedded.ownership import (
     remove_folder,
     this_owner,
 )
+from cos_events.embedded.server import Server
 from cos_events.errors import CosEventsError
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
 
 logger = logging.getLogger(__name__)
 
@@ -83,12 +83,10 @@ def _end_leftovers() -> None:
             logger.warning("what a killed run left in %s could not be removed: %s", folder, error)
 
 
-def _possible_servers(
-    folder: Path,
-) -> list[EmbeddedPostgres | EmbeddedValkey | PrivateRabbitMQ]:
+def _possible_servers(folder: Path) -> list[Server]:
     return [
         EmbeddedPostgres(folder / "postgres", ""),
         EmbeddedValkey(folder / "redis", ""),
         EmbeddedValkey(folder / "broker", ""),
-        PrivateRabbitMQ(folder / "broker", ""),
+        EmbeddedRabbitMQ(folder / "broker", ""),
     ]

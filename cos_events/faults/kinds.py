@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
 
+from cos_events.embedded import BrokerName
 from cos_events.embedded.process import frozen
 from cos_events.faults.bench import Bench
 from cos_events.faults.kill_points import KILL_POINTS
@@ -19,7 +20,7 @@ from cos_events.faults.processes import Process
 from cos_events.faults.proxy import Lost
 from cos_events.faults.schedule import Planned
 from cos_events.faults.truth import MODULE, SUBSCRIPTIONS
-from cos_events.faults.wire import BrokerName, Wire
+from cos_events.faults.wire import Wire
 from cos_events.store import held
 from cos_events.store.engine import wait_at_most
 from cos_events.topology import channel_name

@@ -6,18 +6,16 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from kombu import Connection
 
-from cos_events.embedded import EmbeddedValkey
+from cos_events.embedded import EmbeddedRabbitMQ
 from cos_events.embedded.process import LOOPBACK, frozen
+from cos_events.embedded.server import Server
 from cos_events.faults.proxy import Lost, Proxy
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
-
-BrokerName = Literal["redis", "rabbitmq"]
 
 
 class Wire:
@@ -29,7 +27,7 @@ class Wire:
         server: not yet started.
     """
 
-    def __init__(self, server: EmbeddedValkey | PrivateRabbitMQ) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self._proxy = Proxy()
 
@@ -96,7 +94,7 @@ class Wire:
 
     def empty(self) -> None:
         """The server forgets all that it holds; RabbitMQ is away for a moment."""
-        if isinstance(self.server, PrivateRabbitMQ):
+        if isinstance(self.server, EmbeddedRabbitMQ):
             with self.down():
                 self.server.empty()
         else:
@@ -105,7 +103,7 @@ class Wire:
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue with what is in it."""
-        if isinstance(self.server, PrivateRabbitMQ):
+        if isinstance(self.server, EmbeddedRabbitMQ):
             self._on_channel("queue_delete", name)
         else:
             with self._redis() as client:
@@ -113,7 +111,7 @@ class Wire:
 
     def purge_queue(self, name: str) -> None:
         """Delete what waits in a queue; on Redis, where that is all there is of it, the queue."""
-        if isinstance(self.server, PrivateRabbitMQ):
+        if isinstance(self.server, EmbeddedRabbitMQ):
             self._on_channel("queue_purge", name)
         else:
             self.delete_queue(name)

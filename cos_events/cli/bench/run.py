@@ -14,8 +14,8 @@ from cos_events.cli.bench.application import Application
 from cos_events.cli.bench.figures import Bar, Figure
 from cos_events.cli.bench.servers import Stage, stage
 from cos_events.cli.bench.stages import Latencies, Sustained
+from cos_events.embedded import BrokerName
 from cos_events.embedded.process import frozen
-from cos_events.faults.wire import BrokerName
 
 RATE = 200.0
 """Commits a second where latency is measured: far from the limit of anything."""

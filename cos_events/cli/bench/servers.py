@@ -17,10 +17,9 @@ from cos_events.cli.bench.observer import HEARD, READY
 from cos_events.cli.bench.worker import FOLDER, HANDLED
 from cos_events.cli.processes import WorkerProcess, program, workers
 from cos_events.cli.servers import use
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
+from cos_events.embedded import BrokerName, EmbeddedPostgres, EmbeddedRabbitMQ, EmbeddedValkey
+from cos_events.embedded.server import Server
 from cos_events.faults.folder import own_folder
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
-from cos_events.faults.wire import BrokerName
 from cos_events.store.engine import get_engine
 from cos_events.store.migrations import upgrade
 
@@ -41,7 +40,7 @@ class Stage:
     """
 
     engine: Engine
-    broker: EmbeddedValkey | PrivateRabbitMQ
+    broker: Server
     handled: Marks
     heard: Marks
     processes: dict[str, WorkerProcess]
@@ -63,10 +62,10 @@ def stage(broker: BrokerName, events: int) -> Iterator[Stage]:
     with own_folder() as home, ExitStack() as endings:
         postgres = EmbeddedPostgres(home.path / "postgres", secrets.token_urlsafe(16))
         valkey = EmbeddedValkey(home.path / "redis", secrets.token_urlsafe(16))
-        servers: list[EmbeddedPostgres | EmbeddedValkey | PrivateRabbitMQ] = [postgres, valkey]
-        broker_server: EmbeddedValkey | PrivateRabbitMQ = valkey
+        servers: list[Server] = [postgres, valkey]
+        broker_server: Server = valkey
         if broker == "rabbitmq":
-            broker_server = PrivateRabbitMQ(home.path / "broker", secrets.token_urlsafe(16))
+            broker_server = EmbeddedRabbitMQ(home.path / "broker", secrets.token_urlsafe(16))
             servers.append(broker_server)
         for server in servers:
             endings.callback(server.stop)
