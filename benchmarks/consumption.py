@@ -26,9 +26,8 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 import cos_events.redis_transport  # noqa: F401 - makes the scheme known
 from cos_events.cli.output import print_json, print_table
 from cos_events.cli.processes import program
-from cos_events.embedded import EmbeddedValkey
+from cos_events.embedded import EmbeddedValkey, own_folder
 from cos_events.errors import CosEventsError
-from cos_events.faults.folder import own_folder
 
 QUEUE, FULL = "celery", "full"
 POOLS = {"solo": 1, "prefork": 2, "threads": 2}

@@ -27,9 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cos_events.cli.processes import program
 from cos_events.cli.servers import use
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
+from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey, own_folder
 from cos_events.embedded.process import free_port
-from cos_events.faults.folder import own_folder
 
 
 def show(state: str, client: httpx.Client, requests: int) -> None:

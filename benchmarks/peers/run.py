@@ -36,10 +36,15 @@ from cos_events.cli.bench.marks import Marks
 from cos_events.cli.interrupt import cleaning_up
 from cos_events.cli.output import print_json, print_table
 from cos_events.cli.servers import use
-from cos_events.embedded import BrokerName, EmbeddedPostgres, EmbeddedRabbitMQ, EmbeddedValkey
+from cos_events.embedded import (
+    BrokerName,
+    EmbeddedPostgres,
+    EmbeddedRabbitMQ,
+    EmbeddedValkey,
+    own_folder,
+)
 from cos_events.embedded.server import Server
 from cos_events.errors import CosEventsError
-from cos_events.faults.folder import own_folder
 from cos_events.store.engine import get_engine
 from cos_events.store.migrations import upgrade
 

@@ -11,7 +11,14 @@ No signal handler is installed. What an owner leaves behind when it is killed, t
 `reap_orphans`, stops and removes. Every failure is an EmbeddedServerError.
 """
 
-from cos_events.embedded.lifetime import Servers, reap_orphans, require_free, running, servers
+from cos_events.embedded.lifetime import (
+    Servers,
+    own_folder,
+    reap_orphans,
+    require_free,
+    running,
+    servers,
+)
 from cos_events.embedded.postgres import EmbeddedPostgres
 from cos_events.embedded.rabbitmq import BrokerName, EmbeddedRabbitMQ
 from cos_events.embedded.valkey import EmbeddedValkey
@@ -24,6 +31,7 @@ __all__ = [  # noqa: RUF022 - grouped by meaning
     "require_free",
     "reap_orphans",
     # One of them
+    "own_folder",
     "EmbeddedPostgres",
     "EmbeddedValkey",
     "EmbeddedRabbitMQ",

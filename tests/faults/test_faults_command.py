@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from leftovers import of_this_test
 
 from cos_events.cli import faults, main
+from cos_events.embedded import own_folder
 from cos_events.errors import CosEventsError
 from cos_events.faults import run
 from cos_events.faults.books import Account
-from cos_events.faults.folder import own_folder
 from cos_events.faults.kill_points import KILL_POINTS
 from cos_events.faults.report import Happened, Report
 from cos_events.faults.truth import Transaction

@@ -17,9 +17,14 @@ from cos_events.cli.bench.observer import HEARD, READY
 from cos_events.cli.bench.worker import FOLDER, HANDLED
 from cos_events.cli.processes import WorkerProcess, program, workers
 from cos_events.cli.servers import use
-from cos_events.embedded import BrokerName, EmbeddedPostgres, EmbeddedRabbitMQ, EmbeddedValkey
+from cos_events.embedded import (
+    BrokerName,
+    EmbeddedPostgres,
+    EmbeddedRabbitMQ,
+    EmbeddedValkey,
+    own_folder,
+)
 from cos_events.embedded.server import Server
-from cos_events.faults.folder import own_folder
 from cos_events.store.engine import get_engine
 from cos_events.store.migrations import upgrade
 

@@ -9,9 +9,8 @@ import psutil
 import pytest
 from kombu import Connection, Queue
 
-from cos_events.embedded import EmbeddedRabbitMQ, rabbitmq
+from cos_events.embedded import EmbeddedRabbitMQ, own_folder, rabbitmq
 from cos_events.errors import EmbeddedServerError
-from cos_events.faults.folder import own_folder
 
 QUEUE = Queue("kept", durable=True)
 
