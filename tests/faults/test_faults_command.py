@@ -22,7 +22,7 @@ from cos_events.cli import faults, main
 from cos_events.embedded import own_folder
 from cos_events.errors import CosEventsError
 from cos_events.faults import run
-from cos_events.faults.books import Account
+from cos_events.faults.books import Books
 from cos_events.faults.kill_points import KILL_POINTS
 from cos_events.faults.report import Happened, Report
 from cos_events.faults.truth import Transaction
@@ -148,7 +148,7 @@ def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[in
 
 
 def a_report(**found: Any) -> Report:
-    account = Account("exactly_once", True, 1_234, 1_234, 0, 0, 0)
+    account = Books("exactly_once", True, 1_234, 1_234, 0, 0, 0)
     return Report(
         **{
             "transactions": [Transaction(1, "committed", ["a"], 0.0, 0.0123)],
@@ -191,7 +191,7 @@ def test_a_good_run_is_told_fault_by_fault_with_the_command_that_repeats_it(
 def test_a_bad_run_says_what_it_found_keeps_its_logs_and_ends_with_1(
     told: Callable[..., tuple[int, str, Path]],
 ) -> None:
-    missing = Account("at_least_once", False, 10, 8, 2, 0, 1)
+    missing = Books("at_least_once", False, 10, 8, 2, 0, 1)
     report = a_report(
         accounts=[missing], dead=1, lost_by_postgres=1, unsettled=["at_least_once has not had 2"]
     )
