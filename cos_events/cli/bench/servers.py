@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine
 
+from cos_events.cli.bench import observer
 from cos_events.cli.bench.app import SINGLE, SUBSCRIPTIONS
 from cos_events.cli.bench.marks import Marks
-from cos_events.cli.bench.observer import HEARD, READY
 from cos_events.cli.bench.worker import FOLDER, HANDLED
-from cos_events.cli.processes import WorkerProcess, program, workers
+from cos_events.cli.processes import Program, Spec, running, worker
 from cos_events.cli.servers import use
 from cos_events.embedded import (
     BrokerName,
@@ -48,7 +48,7 @@ class Stage:
     broker: Server
     handled: Marks
     heard: Marks
-    processes: dict[str, WorkerProcess]
+    processes: dict[str, Program]
     folder: Path
 
 
@@ -79,19 +79,18 @@ def stage(broker: BrokerName, events: int) -> Iterator[Stage]:
         logs = home.path / "logs"
         logs.mkdir()
         os.environ[FOLDER] = os.environ["TMPDIR"] = str(logs)
-        handled, heard = (Marks.make(logs / name, events) for name in (HANDLED, HEARD))
+        handled, heard = (Marks.make(logs / name, events) for name in (HANDLED, observer.HEARD))
         upgrade(get_engine())
-        started = endings.enter_context(workers(logs, _specs()))
-        for role, *modules in (("channel", SINGLE), ("queue",)):
-            command = ["cos_events.cli.bench.observer", role, *modules]
-            started.append(endings.enter_context(program(role, logs, READY, command)))
-        processes = {each.node: each for each in started}
+        started = endings.enter_context(running(logs, _specs()))
+        processes = {each.name: each for each in started}
         yield Stage(get_engine(), broker_server, handled, heard, processes, logs)
 
 
-def _specs() -> Sequence[tuple[str, Sequence[str]]]:
+def _specs() -> list[Spec]:
     options = ("-A", APP, "-l", "WARNING", "--without-mingle", "--without-gossip")
     return [
-        ("publisher", ["publisher", *options]),
-        *((name, ["subscriber", name, "-n", f"{name}@%h", *options]) for name in SUBSCRIPTIONS),
+        worker("publisher", "publisher", *options),
+        *(worker(name, "subscriber", name, "-n", f"{name}@%h", *options) for name in SUBSCRIPTIONS),
+        Spec("channel", [observer.__name__, "channel", SINGLE], observer.READY),
+        Spec("queue", [observer.__name__, "queue"], observer.READY),
     ]

@@ -15,7 +15,7 @@ from cos_events.cli.bench.application import Application, paced
 from cos_events.cli.bench.events import fill_outbox
 from cos_events.cli.bench.figures import percentile
 from cos_events.cli.bench.servers import Stage
-from cos_events.cli.processes import program
+from cos_events.cli.processes import Spec, running
 from cos_events.embedded.process import frozen
 from cos_events.errors import CosEventsError
 from cos_events.settings import get_settings
@@ -94,7 +94,7 @@ def drain_by_hand(stage: Stage, numbers: range, log: Path) -> float:
     """The same for Celery as people write it: from a queue full of publish tasks."""
     options = ["worker", "-c", "2", "--without-mingle", "--without-gossip"]
     command = ["celery", "-A", by_hand.__name__, *options]
-    with program("by-hand", log, b" ready.", command) as worker:
+    with running(log, [Spec("by-hand", command)]) as (worker,):
         # Its pool too: it leads a group of its own.
         with frozen(-worker.process.pid):
             by_hand.fill_queue(numbers)
