@@ -8,14 +8,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
+import psutil
 import pytest
 from kombu import Connection
+from leftovers import of_this_test
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from cos_events import broker, dispatcher, embedded
@@ -215,6 +217,23 @@ def open_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="cos-events-test-"))
     folder.chmod(0o755)
     yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files, here and of programs; `nobody` can pass through.
+
+    What still runs in it at the end is killed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="place-of-a-test-")).resolve()
+    folder.chmod(0o755)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    for left in of_this_test(folder):
+        with suppress(psutil.Error):
+            left.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
 

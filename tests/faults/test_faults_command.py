@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from click.testing import CliRunner
 from leftovers import of_this_test
@@ -29,20 +26,6 @@ from cos_events.faults.truth import Transaction
 
 ROOT = Path(__file__).parents[2]
 KINDS = ["relay.before_send", "feeder.after_hold", "broker.restart", "postgres.crash", "child.kill"]
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder for temporary files; `nobody` can pass through."""
-    folder = Path(tempfile.mkdtemp(prefix="faults-tests-")).resolve()
-    folder.chmod(0o755)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield folder
-    for process in of_this_test(folder):
-        with suppress(psutil.Error):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def command(*args: object) -> subprocess.Popen[str]:

@@ -1,11 +1,9 @@
 """A place for folders, owners in processes of their own, and what must be gone afterwards."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -127,19 +125,10 @@ StartOwner = Callable[..., OwnerProcess]
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for everything, which `nobody` can pass through, with no server in it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="embedded-tests-")).resolve()
-    folder.chmod(0o755)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield folder
-    left = servers_in(folder)
-    for process in left:
-        with suppress(psutil.Error):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
-    assert left == []
+def place(place: Path) -> Iterator[Path]:
+    """With no server in it at the end."""
+    yield place
+    assert servers_in(place) == []
 
 
 @pytest.fixture
