@@ -25,10 +25,9 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 
 import cos_events.redis_transport  # noqa: F401 - makes the scheme known
 from cos_events.cli.output import print_json, print_table
-from cos_events.cli.processes import program
-from cos_events.embedded import EmbeddedValkey
+from cos_events.cli.processes import Spec, running
+from cos_events.embedded import EmbeddedValkey, own_folder
 from cos_events.errors import CosEventsError
-from cos_events.faults.folder import own_folder
 
 QUEUE, FULL = "celery", "full"
 POOLS = {"solo": 1, "prefork": 2, "threads": 2}
@@ -98,7 +97,7 @@ def measure(
             options = ["-P", pool, "-c", str(POOLS[pool]), "-l", "WARNING", "-n", f"{name}@%h"]
             command = ["celery", "-A", "benchmarks.consumption", "worker", *options]
             quiet = ["--without-mingle", "--without-gossip"]
-            endings.enter_context(program(f"{pool}-{name}", folder, b" ready.", [*command, *quiet]))
+            endings.enter_context(running(folder, [Spec(f"{pool}-{name}", [*command, *quiet])]))
             rate(clients[name], given.tasks)
         for _ in range(given.rounds):
             for name, client in clients.items():

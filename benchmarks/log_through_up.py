@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -25,11 +24,10 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from cos_events.cli.processes import program
+from cos_events.cli.processes import Spec, running
 from cos_events.cli.servers import use
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
-from cos_events.embedded.process import free_port
-from cos_events.faults.folder import own_folder
+from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey, own_folder
+from cos_events.embedded.process import free_port, frozen
 
 
 def show(state: str, client: httpx.Client, requests: int) -> None:
@@ -69,15 +67,14 @@ def main() -> None:
         port = free_port()
         os.environ |= {"COS_EVENTS_API_PORT": str(port), "FLOWER_PORT": str(free_port())}
         up = ["cos_events", "up", "--data", str(folder / "home")]
-        endings.enter_context(program("up", folder, b"\nready; ", up))
+        endings.enter_context(running(folder, [Spec("up", up, b"\nready; ")]))
         client = endings.enter_context(
             httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
         )
         client.post("/debug/test-log", json={"wait": 5})
         show("well", client, requests)
-        os.kill(valkey.pid or 0, signal.SIGSTOP)
-        show("frozen", client, requests // 5)
-        os.kill(valkey.pid or 0, signal.SIGCONT)
+        with frozen(valkey.pid):
+            show("frozen", client, requests // 5)
         valkey.stop()
         show("stopped", client, requests // 5)
         valkey.start()

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 
 from cos_events import broker
-from cos_events.cli.processes import workers
+from cos_events.cli.processes import running, worker
 from cos_events.cli.servers import available
 from cos_events.settings import get_settings
 from cos_events.store import subscriptions
@@ -50,7 +50,7 @@ def measure(events: int) -> None:
         subscriptions.register(connection, [Subscription(NAME)])
     with tempfile.TemporaryDirectory() as folder:
         app = "benchmarks.app"
-        with workers(Path(folder), [("publisher", ["publisher", "-A", app])]):
+        with running(Path(folder), [worker("publisher", "publisher", "-A", app)]):
             begun = time.monotonic()
             for _ in range(events // 10_000):
                 with engine.begin() as connection:
@@ -58,8 +58,8 @@ def measure(events: int) -> None:
             deepest = follow(lambda: published() == events)
             print(f"published {events:,} in {time.monotonic() - begun:.1f} s; deepest {deepest:,}")
             again = time.monotonic()
-            with workers(
-                Path(folder), [("subscriber", ["subscriber", NAME, "-A", app, "-c", "1"])]
+            with running(
+                Path(folder), [worker("subscriber", "subscriber", NAME, "-A", app, "-c", "1")]
             ):
                 deepest = follow(lambda: states().get("delivered", 0) == events)
             spent = time.monotonic() - again

@@ -20,9 +20,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from cos_events import dispatcher, record_event
+from cos_events.embedded import own_folder
 from cos_events.errors import CosEventsError
 from cos_events.faults.bench import Bench
-from cos_events.faults.folder import own_folder
 from cos_events.faults.kill_points import KILL_POINTS, Scope
 from cos_events.faults.processes import Process
 from cos_events.faults.wire import Wire

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
+import psutil
 import pytest
 from kombu import Connection
+from leftovers import of_this_test
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from cos_events import broker, dispatcher, embedded
+from cos_events.embedded import process, rabbitmq
 from cos_events.pubsub import close_redis_client_sync
 from cos_events.settings import get_settings
 from cos_events.store import engine as store_engine
@@ -197,19 +199,16 @@ def clean_queues(broker_url: str) -> Iterator[list[str]]:
 
 
 @pytest.fixture
+def rabbitmq_program() -> None:
+    """The system's own rabbitmq-server: no wheel carries one."""
+    if not (shutil.which("rabbitmq-server") or Path(rabbitmq.SCRIPTS).exists()):
+        missing("rabbitmq-server is not installed")
+
+
+@pytest.fixture
 def frozen() -> Callable[[embedded.EmbeddedValkey], AbstractContextManager[None]]:
     """While the body runs this server accepts connections and never answers."""
-
-    @contextmanager
-    def freeze(server: embedded.EmbeddedValkey) -> Iterator[None]:
-        assert server.pid
-        os.kill(server.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(server.pid, signal.SIGCONT)
-
-    return freeze
+    return lambda server: process.frozen(server.pid)
 
 
 @pytest.fixture
@@ -218,6 +217,23 @@ def open_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="cos-events-test-"))
     folder.chmod(0o755)
     yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files, here and of programs; `nobody` can pass through.
+
+    What still runs in it at the end is killed.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="place-of-a-test-")).resolve()
+    folder.chmod(0o755)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield folder
+    for left in of_this_test(folder):
+        with suppress(psutil.Error):
+            left.kill()
     shutil.rmtree(folder, ignore_errors=True)
 
 

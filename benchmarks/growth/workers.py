@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from benchmarks.growth.data import scalar
-from cos_events.cli.processes import workers
+from cos_events.cli.processes import running, worker
+from cos_events.embedded.process import frozen
 from cos_events.errors import CosEventsError
 
 PATIENCE = 180.0
@@ -24,28 +24,16 @@ def processes(
     """Publishers and one worker for all subscriptions; yields what stops publishers a while."""
     quiet = ("-A", "benchmarks.app", "-l", "WARNING", "--without-mingle", "--without-gossip")
     specs = [
-        (f"publisher{number}", ["publisher", *quiet, "-n", f"publisher{number}@%h"])
+        worker(f"publisher{number}", "publisher", *quiet, "-n", f"publisher{number}@%h")
         for number in range(publishers)
     ]
     if subscriptions:
-        specs.append(("handlers", ["subscriber", *subscriptions, *quiet, "-n", "handlers@%h"]))
+        specs.append(worker("handlers", "subscriber", *subscriptions, *quiet, "-n", "handlers@%h"))
     with (
         tempfile.TemporaryDirectory() as folder,
-        workers(Path(folder), specs) as started,
+        running(Path(folder), specs) as started,
     ):
-        pids = [each.process.pid for each in started[:publishers]]
-
-        @contextmanager
-        def frozen() -> Iterator[None]:
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            try:
-                yield
-            finally:
-                for pid in pids:
-                    os.kill(pid, signal.SIGCONT)
-
-        yield frozen
+        yield partial(frozen, *(each.process.pid for each in started[:publishers]))
 
 
 def await_delivered(deliveries: int) -> float:

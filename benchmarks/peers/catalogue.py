@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from cos_events.faults.wire import BrokerName
+from cos_events.embedded import BrokerName
 
 PEERS = "benchmarks.peers"
 BOTH: tuple[BrokerName, ...] = ("redis", "rabbitmq")

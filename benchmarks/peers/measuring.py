@@ -18,7 +18,8 @@ from benchmarks.peers.environments import python_of
 from benchmarks.peers.work import COMMITTED, FOLDER, HANDLED
 from cos_events.cli.bench.figures import percentile
 from cos_events.cli.bench.marks import Marks
-from cos_events.cli.processes import WorkerProcess, check_alive
+from cos_events.cli.processes import Program, check_alive
+from cos_events.embedded.process import frozen
 from cos_events.errors import CosEventsError
 from cos_events.parent import environment_of_child
 
@@ -63,7 +64,7 @@ class Application:
         process: with pipes at its standard input and output.
     """
 
-    def __init__(self, process: WorkerProcess) -> None:
+    def __init__(self, process: Program) -> None:
         self._process = process
 
     def commit(self, numbers: range, rate: int = 0, per_commit: int = 1) -> tuple[float, float]:
@@ -103,7 +104,7 @@ class Round:
     def __init__(
         self,
         application: Application,
-        workers: list[WorkerProcess],
+        workers: list[Program],
         folder: Path,
         take: Callable[[int], range],
     ) -> None:
@@ -150,22 +151,12 @@ class Round:
         return Figures(p50, p95, row, hook, self._drain(self._take(events)))
 
     def _drain(self, numbers: range) -> float:
-        with self._frozen():
+        # Their pools, too.
+        with frozen(*(-worker.process.pid for worker in self._workers)):
             self._application.commit(numbers, per_commit=100)
         begun = time.monotonic()
         self._await_all(numbers)
         return len(numbers) / (max(self._handled.times(numbers.start, len(numbers))) - begun)
-
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        """While the body runs the workers stand still, and their pools with them."""
-        for worker in self._workers:
-            os.killpg(worker.process.pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for worker in self._workers:
-                os.killpg(worker.process.pid, signal.SIGCONT)
 
     def _warm_up(self) -> None:
         probes = self._take(PROBES)
@@ -195,7 +186,7 @@ class Round:
             time.sleep(0.02)
 
 
-def _start(peer: Peer, role: str, arguments: tuple[str, ...], folder: Path) -> WorkerProcess:
+def _start(peer: Peer, role: str, arguments: tuple[str, ...], folder: Path) -> Program:
     python = python_of(peer.requirements) if peer.requirements else sys.executable
     pipe = subprocess.PIPE if role == "application" else None
     log = folder / f"{peer.name}-{role}.log"
@@ -213,10 +204,10 @@ def _start(peer: Peer, role: str, arguments: tuple[str, ...], folder: Path) -> W
                 "PYTHONPATH": str(ROOT),
             },
         )
-    return WorkerProcess(f"{peer.shown}, {role}", log, process)
+    return Program(f"{peer.shown}, {role}", log, process)
 
 
-def _stop(process: WorkerProcess) -> None:
+def _stop(process: Program) -> None:
     """Let it end; then what of its pool may be left."""
     process.stop()
     with suppress(ProcessLookupError):

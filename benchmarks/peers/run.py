@@ -36,11 +36,15 @@ from cos_events.cli.bench.marks import Marks
 from cos_events.cli.interrupt import cleaning_up
 from cos_events.cli.output import print_json, print_table
 from cos_events.cli.servers import use
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
+from cos_events.embedded import (
+    BrokerName,
+    EmbeddedPostgres,
+    EmbeddedRabbitMQ,
+    EmbeddedValkey,
+    own_folder,
+)
+from cos_events.embedded.server import Server
 from cos_events.errors import CosEventsError
-from cos_events.faults.folder import own_folder
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
-from cos_events.faults.wire import BrokerName
 from cos_events.store.engine import get_engine
 from cos_events.store.migrations import upgrade
 
@@ -97,9 +101,9 @@ def servers(broker: BrokerName, folder: Path) -> Iterator[None]:
     with ExitStack() as endings:
         postgres = EmbeddedPostgres(folder / "postgres", secrets.token_urlsafe(16))
         valkey = EmbeddedValkey(folder / "redis", secrets.token_urlsafe(16))
-        started: list[EmbeddedPostgres | EmbeddedValkey | PrivateRabbitMQ] = [postgres, valkey]
+        started: list[Server] = [postgres, valkey]
         if broker == "rabbitmq":
-            started.append(PrivateRabbitMQ(folder / "broker", secrets.token_urlsafe(16)))
+            started.append(EmbeddedRabbitMQ(folder / "broker", secrets.token_urlsafe(16)))
         for server in started:
             endings.callback(server.stop)
             server.start()

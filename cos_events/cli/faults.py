@@ -82,7 +82,7 @@ def command(  # noqa: PLR0913, PLR0917 - its options
     The seed decides which faults come, and when, counted in committed events. Exits with 0 if
     nothing is missing, doubled, or delivered though it was rolled back; otherwise with 1.
     """  # noqa: D301 - the mark of click for lines that stay
-    from cos_events.faults.folder import own_folder
+    from cos_events.embedded import own_folder
     from cos_events.faults.kinds import kinds_on
     from cos_events.faults.run import FaultRun
     from cos_events.faults.schedule import faults_for, plan, rate_for

@@ -1,4 +1,4 @@
-"""Worker processes that live as long as the command that started them."""
+"""Programs of ours that live as long as the command that started them."""
 
 from __future__ import annotations
 
@@ -9,32 +9,52 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cos_events.errors import CosEventsError
 from cos_events.parent import environment_of_child
 
 START_TIMEOUT = 60.0
-"""Seconds that a worker may take until it is ready."""
+"""Seconds that a program may take until it is ready."""
 
 STOP_TIMEOUT = 15.0
-"""Seconds that a worker may take to finish what it has in hand."""
+"""Seconds that it may take to finish what it has in hand."""
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerProcess:
-    """A started program of ours, a Celery worker most often, and where its log is.
+class Spec:
+    """What to start.
 
     Attributes:
-        node: its name.
+        name: of the program and its log.
+        command: what follows `python -m`.
+        ready: what its log holds once it is ready; a Celery worker's says so by itself.
+    """
+
+    name: str
+    command: Sequence[str]
+    ready: bytes = b" ready."
+
+
+def worker(name: str, *arguments: str) -> Spec:
+    """A `cos-events worker` with these arguments."""
+    return Spec(name, ["cos_events", "worker", *arguments])
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A started program, and where its log is.
+
+    Attributes:
+        name: its name.
         log: what it prints.
         process: the program.
         ready: what its log holds once it is ready.
         since: where its part of the log begins, in bytes; before it is that of earlier runs.
     """
 
-    node: str
+    name: str
     log: Path
     process: subprocess.Popen[bytes]
     ready: bytes = b" ready."
@@ -59,79 +79,52 @@ class WorkerProcess:
 
 
 @contextmanager
-def workers(
-    folder: Path, specs: Sequence[tuple[str, Sequence[str]]]
-) -> Iterator[list[WorkerProcess]]:
-    """Run these workers while the body runs, each in a session of its own.
+def running(folder: Path, specs: Sequence[Spec]) -> Iterator[list[Program]]:
+    """Run these programs while the body runs, each in a session of its own.
 
-    A terminal's Ctrl-C thus reaches only the command, which stops its workers in order.
+    A terminal's Ctrl-C thus reaches only the command, which stops them in order.
 
     Args:
         folder: for their logs.
-        specs: for each its name and the arguments of `cos-events worker`.
+        specs: what to start.
 
     Raises:
         CosEventsError: one ended, or was not ready in time; with the end of its log.
     """
     with ExitStack() as stack:
         started = []
-        for name, args in specs:
-            worker = _start(name, ["cos_events", "worker", *args], folder / f"{name}.log")
-            stack.callback(worker.stop)
-            started.append(worker)
+        for spec in specs:
+            program = _start(spec, folder / f"{spec.name}.log")
+            stack.callback(program.stop)
+            started.append(program)
         _wait_until_ready(started)
         yield started
 
 
-@contextmanager
-def program(
-    name: str, folder: Path, ready: bytes, command: Sequence[str] = ()
-) -> Iterator[WorkerProcess]:
-    """Run `cos-events NAME` while the body runs, as `workers` runs workers.
-
-    Args:
-        name: of the command.
-        folder: for its log.
-        ready: what its log holds once it is ready.
-        command: another one than that: what follows `python -m`.
-
-    Raises:
-        CosEventsError: it ended, or was not ready in time; with the end of its log.
-    """
-    started = replace(
-        _start(name, command or ["cos_events", name], folder / f"{name}.log"), ready=ready
-    )
-    try:
-        _wait_until_ready([started])
-        yield started
-    finally:
-        started.stop()
-
-
-def check_alive(started: Sequence[WorkerProcess]) -> None:
+def check_alive(started: Sequence[Program]) -> None:
     """Raise `CosEventsError` if one of them has ended."""
-    for worker in started:
-        if (status := worker.process.poll()) is not None:
+    for program in started:
+        if (status := program.process.poll()) is not None:
             raise CosEventsError(
-                f"{worker.node} ended with status {status}; its log ends:\n{worker.tail()}"
+                f"{program.name} ended with status {status}; its log ends:\n{program.tail()}"
             )
 
 
-def _start(name: str, args: Sequence[str], log: Path) -> WorkerProcess:
+def _start(spec: Spec, log: Path) -> Program:
     with log.open("ab") as output:
         since = output.tell()
         process = subprocess.Popen(  # noqa: S603 - our own program
-            [sys.executable, "-m", *args],
+            [sys.executable, "-m", *spec.command],
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             env=environment_of_child(),
         )
-    return WorkerProcess(name, log, process, since=since)
+    return Program(spec.name, log, process, spec.ready, since)
 
 
-def _wait_until_ready(started: Sequence[WorkerProcess]) -> None:
+def _wait_until_ready(started: Sequence[Program]) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     waiting = list(started)
     while waiting:
@@ -139,7 +132,7 @@ def _wait_until_ready(started: Sequence[WorkerProcess]) -> None:
         waiting = [each for each in waiting if not each.is_ready()]
         if waiting and time.monotonic() > deadline:
             raise CosEventsError(
-                f"{waiting[0].node} was not ready after {START_TIMEOUT:.0f} s; "
+                f"{waiting[0].name} was not ready after {START_TIMEOUT:.0f} s; "
                 f"its log ends:\n{waiting[0].tail()}"
             )
         time.sleep(0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def command(broker_url: str | None, data: Path | None, app: str) -> None:
 def _run(broker_url: str | None, data: Path | None) -> None:
     from cos_events import embedded, metrics
     from cos_events.cli.flower import ensure_password
-    from cos_events.cli.processes import check_alive, program, workers
+    from cos_events.cli.processes import Spec, check_alive, running, worker
     from cos_events.settings import get_settings, mask
 
     folder = data or home()
@@ -60,27 +60,23 @@ def _run(broker_url: str | None, data: Path | None) -> None:
     with available(folder, broker_url) as servers:
         click.echo(f"using {described(servers)}")
         _prepare(given)
-        specs = [
-            ("publisher", ["publisher"]),
-            ("subscribers", ["subscriber"]),
-        ]
+        specs = [worker("publisher", "publisher"), worker("subscribers", "subscriber")]
         metrics.share_counts()
         if listen := get_settings().metrics_listen:
             metrics.serve(listen)
-        with ExitStack() as stack:
-            started = [*stack.enter_context(workers(folder, specs))]
-            if has_api:
-                started.append(stack.enter_context(program("api", folder, b"startup complete")))
-                where = f"http://{get_settings().api_host}:{get_settings().api_port}"
-            else:
-                where = "not installed: pip install 'cos-events[api]'"
-            if has_flower:
-                who = ensure_password(folder)
-                started.append(stack.enter_context(program("flower", folder, b"Visit me at")))
-                port = get_settings().flower_port
-                flower = f"http://{get_settings().flower_address}:{port}  {who}"
-            else:
-                flower = "not installed: pip install 'cos-events[flower]'"
+        if has_api:
+            specs.append(Spec("api", ["cos_events", "api"], b"startup complete"))
+            where = f"http://{get_settings().api_host}:{get_settings().api_port}"
+        else:
+            where = "not installed: pip install 'cos-events[api]'"
+        if has_flower:
+            who = ensure_password(folder)
+            specs.append(Spec("flower", ["cos_events", "flower"], b"Visit me at"))
+            port = get_settings().flower_port
+            flower = f"http://{get_settings().flower_address}:{port}  {who}"
+        else:
+            flower = "not installed: pip install 'cos-events[flower]'"
+        with running(folder, specs) as started:
             settings = get_settings()
             click.echo(f"database  {mask(settings.database_url)}")
             click.echo(f"channel   {mask(settings.redis_url)}")

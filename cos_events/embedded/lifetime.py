@@ -1,4 +1,4 @@
-"""Both servers for as long as their owner lives, and an end for those it left behind."""
+"""Servers for as long as their owner lives, and an end for those it left behind."""
 
 import json
 import logging
@@ -27,6 +27,7 @@ from cos_events.embedded.ownership import (
     write_private,
 )
 from cos_events.embedded.postgres import EmbeddedPostgres
+from cos_events.embedded.rabbitmq import EmbeddedRabbitMQ
 from cos_events.embedded.server import Server
 from cos_events.embedded.valkey import EmbeddedValkey
 from cos_events.errors import EmbeddedServerError
@@ -65,6 +66,48 @@ class Servers:
             server.check_alive()
 
 
+@dataclass
+class OwnFolder:
+    """A folder that nobody else uses.
+
+    Attributes:
+        path: Of the folder.
+        stays: Whether it is left at the end.
+    """
+
+    path: Path
+    stays: bool
+
+
+@contextmanager
+def own_folder(folder: Path | None = None) -> Iterator[OwnFolder]:
+    """A folder for servers of the caller's own, each in one right below it.
+
+    Parameters:
+        folder: A new one, which stays. None means a private temporary folder, gone at the end
+            unless the body says that it stays.
+
+    Raises:
+        EmbeddedServerError: the folder is there already, or cannot be made.
+    """
+    reap_orphans()
+    owner = this_owner(temporary=folder is None)
+    home = _temporary_folder() if folder is None else folder.resolve()
+    if home.exists():
+        raise EmbeddedServerError(f"{home} exists: name a new folder, or remove it")
+    own = OwnFolder(home, stays=not owner.temporary)
+
+    def end() -> None:
+        if not own.stays:
+            remove_folder(home)
+
+    with ExitStack() as endings:
+        endings.callback(end)
+        with explained(home):
+            _claim(home, owner, endings)
+        yield own
+
+
 @contextmanager
 def servers(folder: Path | None = None, broker_url: str | None = None) -> Iterator[Servers]:
     """Start both servers, give their URLs, stop both at the end, whatever ends it.
@@ -81,6 +124,8 @@ def servers(folder: Path | None = None, broker_url: str | None = None) -> Iterat
     owner = this_owner(temporary=folder is None)
     home = _temporary_folder() if folder is None else folder.expanduser().resolve()
     with ExitStack() as endings:
+        if owner.temporary:
+            endings.callback(remove_folder, home)
         with explained(home):
             _claim(home, owner, endings)
             passwords = _passwords(home)
@@ -154,7 +199,9 @@ def _reap(folder: Path) -> bool:
     with locked(folder, CLAIM, wait=False) as got:
         if not got or not _is_orphan(folder):
             return False
-        _stop_leftovers(folder)
+        for data in folder.glob("*/data"):
+            for kind in (EmbeddedPostgres, EmbeddedValkey, EmbeddedRabbitMQ):
+                kind(data.parent, "").stop_leftover()
         remove_folder(folder)
     return True
 
@@ -169,12 +216,11 @@ def _temporary_folder() -> Path:
 
 
 def _claim(home: Path, owner: Owner, endings: ExitStack) -> None:
-    if owner.temporary:
-        endings.callback(remove_folder, home)
     make_folder(home, server_account())
     with locked(home, CLAIM):
         _require_no_owner(home)
-        _stop_leftovers(home)
+        for server in _both(home, {"postgres": "", "valkey": ""}):
+            server.stop_leftover()
         endings.enter_context(locked(home, LIFE, wait=False))
         endings.callback(_forget_owner, home)
         note_owner(home, owner)
@@ -191,11 +237,6 @@ def _require_no_owner(home: Path) -> None:
 def _forget_owner(home: Path) -> None:
     with suppress(FileNotFoundError):
         (home / NOTE).unlink()
-
-
-def _stop_leftovers(home: Path) -> None:
-    for server in _both(home, {"postgres": "", "valkey": ""}):
-        server.stop_leftover()
 
 
 def _both(home: Path, passwords: dict[str, str]) -> tuple[EmbeddedPostgres, EmbeddedValkey]:

@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +121,24 @@ def stop_process(pid: int, is_alive: Callable[[], bool], steps: StopSteps) -> No
             _send(pid, signal.SIGKILL)
         raise
     raise EmbeddedServerError(f"Process {pid} does not stop: end it with `kill -9 {pid}`.")
+
+
+@contextmanager
+def frozen(*pids: int | None) -> Iterator[None]:
+    """While the body runs these processes stand still; one that has ended is left out.
+
+    Args:
+        *pids: their numbers, or that of a whole group with a minus; None for one that has ended.
+    """
+    # Zero, too, is left out: it would be the caller's own group.
+    living = [pid for pid in pids if pid]
+    try:
+        for pid in living:
+            _send(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in living:
+            _send(pid, signal.SIGCONT)
 
 
 def _send(pid: int, number: signal.Signals) -> None:

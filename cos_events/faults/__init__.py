@@ -5,6 +5,6 @@
     wire      a server behind a proxy              kill_points  where a process can die
     truth     what really happened                 books, report  what was found
 
-`cos-events faults` runs one; `cos_events.testing` offers the bench to users' own tests. Nothing of
-the product knows of this package: processes that it starts wrap what they need (`entry`).
+`cos-events faults` runs one; `cos_events.testing` offers the bench to users' own tests. Nothing
+else knows of this package: processes that it starts wrap what they need (`entry`).
 """

@@ -7,17 +7,16 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine
 
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
+from cos_events.embedded import BrokerName, EmbeddedPostgres, EmbeddedRabbitMQ, EmbeddedValkey
 from cos_events.embedded.account import make_folder, server_account
 from cos_events.faults.kill_points import Trigger
 from cos_events.faults.processes import Process, make_folders
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
-from cos_events.faults.wire import BrokerName, Wire
+from cos_events.faults.wire import Wire
 from cos_events.store.engine import make_engine
 from cos_events.store.migrations import upgrade
 
@@ -56,7 +55,7 @@ class Bench:
         self.trigger = Trigger(folder)
         self.postgres = EmbeddedPostgres(folder / "postgres", secrets.token_urlsafe(16))
         self.redis = Wire(EmbeddedValkey(folder / "redis", secrets.token_urlsafe(16)))
-        server = EmbeddedValkey if broker == "redis" else PrivateRabbitMQ
+        server = EmbeddedValkey if broker == "redis" else EmbeddedRabbitMQ
         self.broker = Wire(server(folder / "broker", secrets.token_urlsafe(16)))
         self.processes: dict[str, Process] = {}
         self.postgres_away: list[tuple[float, float]] = []
@@ -119,16 +118,6 @@ class Bench:
         return [each for each in self.processes.values() if each.revive()]
 
     @contextmanager
-    def frozen(self, processes: Sequence[Process]) -> Iterator[None]:
-        """While the body runs these processes stand still, with their pools."""
-        groups = [pid for each in processes if (pid := each.pid)]
-        try:
-            _signal_groups(groups, signal.SIGSTOP)
-            yield
-        finally:
-            _signal_groups(groups, signal.SIGCONT)
-
-    @contextmanager
     def postgres_down(self, *, crash: bool) -> Iterator[None]:
         """While the body runs PostgreSQL is away, orderly or not."""
         began = time.time()
@@ -148,9 +137,3 @@ class Bench:
         with ExitStack() as endings:
             for process in self.processes.values():
                 endings.callback(process.stop)
-
-
-def _signal_groups(groups: Sequence[int], number: signal.Signals) -> None:
-    for group in groups:
-        with suppress(ProcessLookupError):
-            os.killpg(group, number)

@@ -10,7 +10,7 @@ from cos_events.faults.truth import EXACTLY_ONCE, SUBSCRIPTIONS
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class Books:
     """One subscription's books.
 
     Attributes:
@@ -77,7 +77,7 @@ def moving(connection: Connection) -> Moving:
     )
 
 
-def accounts(connection: Connection) -> list[Account]:
+def accounts(connection: Connection) -> list[Books]:
     """The books of every subscription of the run."""
     committed: int = connection.scalar(text("SELECT count(*) FROM faults.recorded"))
     found = connection.execute(
@@ -92,7 +92,7 @@ def accounts(connection: Connection) -> list[Account]:
     )
     by_name = {row.subscription: row for row in found}
     return [
-        Account(
+        Books(
             name,
             name in EXACTLY_ONCE,
             committed,

@@ -6,19 +6,21 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
 
+from cos_events.embedded import BrokerName
+from cos_events.embedded.process import frozen
 from cos_events.faults.bench import Bench
 from cos_events.faults.kill_points import KILL_POINTS
 from cos_events.faults.processes import Process
 from cos_events.faults.proxy import Lost
 from cos_events.faults.schedule import Planned
 from cos_events.faults.truth import MODULE, SUBSCRIPTIONS
-from cos_events.faults.wire import BrokerName, Wire
+from cos_events.faults.wire import Wire
 from cos_events.store import held
 from cos_events.store.engine import wait_at_most
 from cos_events.topology import channel_name
@@ -99,11 +101,16 @@ def _freeze_process(whose: str) -> Callable[[Bench, Planned], Fault]:
         process = yield from _one_of(bench.named(whose), planned)
         if process is None:
             return None
-        with bench.frozen([process]):
+        with _frozen([process]):
             yield Wait(planned.seconds)
         return process.name
 
     return begin
+
+
+def _frozen(processes: Sequence[Process]) -> AbstractContextManager[None]:
+    """With their pools."""
+    return frozen(*(-pid for each in processes if (pid := each.pid)))
 
 
 def _kill_child(bench: Bench, planned: Planned) -> Fault:
@@ -145,7 +152,7 @@ def _target_of(kill_point: str) -> str:
 
 def _lose_events(bench: Bench) -> Generator[Wait, None, None]:
     """Let queues fill, and lose what is in them: the relay has nothing to do otherwise."""
-    with bench.frozen(bench.named("subscriber")):
+    with _frozen(bench.named("subscriber")):
         yield Wait(2.5)
         for name in SUBSCRIPTIONS:
             bench.broker.purge_queue(name)

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cos_events.faults.books import Account
+from cos_events.faults.books import Books
 from cos_events.faults.truth import Transaction
 
 
@@ -54,7 +54,7 @@ class Report:
 
     transactions: list[Transaction]
     happened: list[Happened]
-    accounts: list[Account]
+    accounts: list[Books]
     dead: int
     lost_by_postgres: int
     postgres_away: list[tuple[float, float]]

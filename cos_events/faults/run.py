@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cos_events.embedded import BrokerName
 from cos_events.embedded.process import wait_until
 from cos_events.errors import CosEventsError
 from cos_events.faults import books
@@ -18,7 +19,6 @@ from cos_events.faults.processes import Process
 from cos_events.faults.report import Happened, Report
 from cos_events.faults.schedule import Planned
 from cos_events.faults.truth import MODULE, SUBSCRIPTIONS, Journal, make_tables
-from cos_events.faults.wire import BrokerName
 
 APP = "cos_events.faults.app"
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import redis
 from kombu import Connection
 
-from cos_events.embedded import EmbeddedValkey
-from cos_events.embedded.process import LOOPBACK
+from cos_events.embedded import EmbeddedRabbitMQ
+from cos_events.embedded.process import LOOPBACK, frozen
+from cos_events.embedded.server import Server
 from cos_events.faults.proxy import Lost, Proxy
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
-
-BrokerName = Literal["redis", "rabbitmq"]
 
 
 class Wire:
@@ -29,7 +27,7 @@ class Wire:
         server: not yet started.
     """
 
-    def __init__(self, server: EmbeddedValkey | PrivateRabbitMQ) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self._proxy = Proxy()
 
@@ -50,14 +48,9 @@ class Wire:
         login = parts.netloc.rpartition("@")[0]
         return parts._replace(netloc=f"{login}@{LOOPBACK}:{self._proxy.port}").geturl()
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> AbstractContextManager[None]:
         """The server keeps its connections, accepts new ones and answers nothing."""
-        self._signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._signal(signal.SIGCONT)
+        return frozen(self.server.pid)
 
     @contextmanager
     def down(self, *, crash: bool = False) -> Iterator[None]:
@@ -66,8 +59,8 @@ class Wire:
         Args:
             crash: it ends by SIGKILL.
         """
-        if crash:
-            self._signal(signal.SIGKILL)
+        if crash and (pid := self.server.pid):
+            os.kill(pid, signal.SIGKILL)
         self.server.stop()
         try:
             yield
@@ -101,7 +94,7 @@ class Wire:
 
     def empty(self) -> None:
         """The server forgets all that it holds; RabbitMQ is away for a moment."""
-        if isinstance(self.server, PrivateRabbitMQ):
+        if isinstance(self.server, EmbeddedRabbitMQ):
             with self.down():
                 self.server.empty()
         else:
@@ -110,7 +103,7 @@ class Wire:
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue with what is in it."""
-        if isinstance(self.server, PrivateRabbitMQ):
+        if isinstance(self.server, EmbeddedRabbitMQ):
             self._on_channel("queue_delete", name)
         else:
             with self._redis() as client:
@@ -118,7 +111,7 @@ class Wire:
 
     def purge_queue(self, name: str) -> None:
         """Delete what waits in a queue; on Redis, where that is all there is of it, the queue."""
-        if isinstance(self.server, PrivateRabbitMQ):
+        if isinstance(self.server, EmbeddedRabbitMQ):
             self._on_channel("queue_purge", name)
         else:
             self.delete_queue(name)
@@ -146,7 +139,3 @@ class Wire:
             # A queue that is gone already is empty too.
             with suppress(*connection.channel_errors):
                 act(name)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if pid := self.server.pid:
-            os.kill(pid, number)

@@ -215,7 +215,6 @@ LOGGERS = {
     "cos_events.dispatcher": "wake-ups that were not sent",
     "cos_events.embedded.lifetime": "private servers that others had left behind",
     "cos_events.failure": "attempts that failed, dead letters; what waits as PostgreSQL is away",
-    "cos_events.faults.folder": "what killed fault runs had left behind",
     "cos_events.feeder": "a subscription whose copies go to its queue again",
     "cos_events.retention": "events that everybody has had are dropped",
     "cos_events.metrics": "that PostgreSQL could not be read for a scrape",

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cos_events.embedded import BrokerName, own_folder
 from cos_events.faults.entry import PRELOAD
-from cos_events.faults.folder import own_folder
 from cos_events.faults.report import Report
 from cos_events.faults.run import FaultRun
 from cos_events.faults.schedule import Planned
-from cos_events.faults.wire import BrokerName
 
 MUTATIONS = Path(__file__).parent / "mutations"
 

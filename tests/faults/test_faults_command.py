@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from click.testing import CliRunner
 from leftovers import of_this_test
 
 from cos_events.cli import faults, main
+from cos_events.embedded import own_folder
 from cos_events.errors import CosEventsError
 from cos_events.faults import run
-from cos_events.faults.books import Account
-from cos_events.faults.folder import own_folder
+from cos_events.faults.books import Books
 from cos_events.faults.kill_points import KILL_POINTS
 from cos_events.faults.report import Happened, Report
 from cos_events.faults.truth import Transaction
 
 ROOT = Path(__file__).parents[2]
 KINDS = ["relay.before_send", "feeder.after_hold", "broker.restart", "postgres.crash", "child.kill"]
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder for temporary files; `nobody` can pass through."""
-    folder = Path(tempfile.mkdtemp(prefix="faults-tests-")).resolve()
-    folder.chmod(0o755)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield folder
-    for process in of_this_test(folder):
-        with suppress(psutil.Error):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def command(*args: object) -> subprocess.Popen[str]:
@@ -148,7 +131,7 @@ def told(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[in
 
 
 def a_report(**found: Any) -> Report:
-    account = Account("exactly_once", True, 1_234, 1_234, 0, 0, 0)
+    account = Books("exactly_once", True, 1_234, 1_234, 0, 0, 0)
     return Report(
         **{
             "transactions": [Transaction(1, "committed", ["a"], 0.0, 0.0123)],
@@ -191,7 +174,7 @@ def test_a_good_run_is_told_fault_by_fault_with_the_command_that_repeats_it(
 def test_a_bad_run_says_what_it_found_keeps_its_logs_and_ends_with_1(
     told: Callable[..., tuple[int, str, Path]],
 ) -> None:
-    missing = Account("at_least_once", False, 10, 8, 2, 0, 1)
+    missing = Books("at_least_once", False, 10, 8, 2, 0, 1)
     report = a_report(
         accounts=[missing], dead=1, lost_by_postgres=1, unsettled=["at_least_once has not had 2"]
     )

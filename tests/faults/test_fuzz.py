@@ -15,7 +15,7 @@ from redis import Redis
 from sqlalchemy import Engine
 
 from cos_events import broker
-from cos_events.cli.processes import check_alive, workers
+from cos_events.cli.processes import check_alive, running, worker
 from cos_events.envelope import Envelope
 from cos_events.errors import InvalidEnvelope
 from cos_events.pubsub import get_redis_client_sync, skipped_messages, subscribe_to_channel
@@ -118,7 +118,7 @@ def test_no_message_ends_a_worker_and_each_is_among_the_dead_letters(
     def buried() -> int:
         return broker.queue_depths([f"{name}.dlq"]).get(f"{name}.dlq", 0)
 
-    with workers(tmp_path, [("fuzzed", ["subscriber", name, "-A", APP])]) as started:
+    with running(tmp_path, [worker("fuzzed", "subscriber", name, "-A", APP)]) as started:
         throw(name, MESSAGES, seed=1)
         eventually(lambda: check_alive(started) or buried() >= MESSAGES)
         eventually(lambda: not broker.queue_depths([name]).get(name))

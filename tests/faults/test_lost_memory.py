@@ -10,14 +10,14 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from cos_events import broker, log_l1
-from cos_events.cli.processes import workers
+from cos_events.cli.processes import running, worker
 from cos_events.embedded import EmbeddedValkey
 from cos_events.store.ledger import backlog, verify
 
 EVENTS = 50
 
-PUBLISHER = ("publisher", ["publisher"])
-SUBSCRIBERS = ("subscribers", ["subscriber", "activity", "graph_staging"])
+PUBLISHER = worker("publisher", "publisher")
+SUBSCRIBERS = worker("subscribers", "subscriber", "activity", "graph_staging")
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def bus(
     environment(
         REDIS_URL=valkey.url, BROKER_URL=valkey.url, COS_EVENTS_REDELIVER_AFTER="1", PYTHONPATH="."
     )
-    with workers(tmp_path, [SUBSCRIBERS]):
+    with running(tmp_path, [SUBSCRIBERS]):
         pass
     return database
 
@@ -36,7 +36,7 @@ def bus(
 def test_copies_that_waited_in_queues_are_sent_again(
     bus: Engine, valkey: EmbeddedValkey, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
-    with workers(tmp_path, [PUBLISHER]):
+    with running(tmp_path, [PUBLISHER]):
         with Session(bus) as session:
             for number in range(EVENTS):
                 log_l1(
@@ -49,7 +49,7 @@ def test_copies_that_waited_in_queues_are_sent_again(
         valkey.stop()
         valkey.start()
         assert broker.queue_depths(["activity"]) in ({}, {"activity": 0})
-        with workers(tmp_path, [SUBSCRIBERS]):
+        with running(tmp_path, [SUBSCRIBERS]):
             eventually(lambda: delivered(bus) == [EVENTS, EVENTS])
     with bus.connect() as connection:
         assert backlog(connection).rows == 0

@@ -15,8 +15,7 @@ from sqlalchemy import Connection, Engine, event, make_url, text
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, delivery, record_event
-from cos_events.embedded import EmbeddedPostgres
-from cos_events.faults.folder import own_folder
+from cos_events.embedded import EmbeddedPostgres, own_folder
 from cos_events.store import deliveries
 from cos_events.store.engine import get_engine
 from cos_events.store.migrations import upgrade

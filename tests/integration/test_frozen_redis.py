@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from cos_events import dispatcher, record_event
-from cos_events.cli.processes import check_alive, workers
+from cos_events.cli.processes import check_alive, running, worker
 from cos_events.embedded import EmbeddedValkey
 
 COMMITS = 200
@@ -85,10 +85,10 @@ def test_with_redis_frozen_for_ten_seconds_every_commit_is_quick_and_delivered_a
     eventually: Callable[..., None],
 ) -> None:
     specs = [
-        ("publisher", ["publisher", "-A", APP]),
-        ("subscriber", ["subscriber", f"{prefix}_session", "-A", APP]),
+        worker("publisher", "publisher", "-A", APP),
+        worker("subscriber", "subscriber", f"{prefix}_session", "-A", APP),
     ]
-    with workers(tmp_path, specs) as started:
+    with running(tmp_path, specs) as started:
         up = [commit(database) for _ in range(COMMITS)]
         eventually(lambda: delivered(database) == (COMMITS, COMMITS))
         assert dispatcher.counts() == (COMMITS, 0)

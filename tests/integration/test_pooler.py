@@ -16,8 +16,8 @@ from sqlalchemy import Engine, make_url, text
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, record_event
+from cos_events.embedded import own_folder
 from cos_events.embedded.process import LOOPBACK, free_port
-from cos_events.faults.folder import own_folder
 from cos_events.store.engine import get_autocommit_engine, get_relaxed_engine
 
 if TYPE_CHECKING:

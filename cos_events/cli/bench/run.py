@@ -14,7 +14,8 @@ from cos_events.cli.bench.application import Application
 from cos_events.cli.bench.figures import Bar, Figure
 from cos_events.cli.bench.servers import Stage, stage
 from cos_events.cli.bench.stages import Latencies, Sustained
-from cos_events.faults.wire import BrokerName
+from cos_events.embedded import BrokerName
+from cos_events.embedded.process import frozen
 
 RATE = 200.0
 """Commits a second where latency is measured: far from the limit of anything."""
@@ -201,7 +202,7 @@ class BenchRun:
         figures["hook_us"].values.append(bus)
         figures["hook_us"].floors.append(floor)
         self._on_step("the hook, the broker frozen")
-        with on.frozen(on.broker.pid):
+        with frozen(on.broker.pid):
             bus, _ = stages.hook(application, self._take(paced), RATE, only_bus=True)
         figures["hook_frozen_us"].values.append(bus)
         figures["hook_frozen_us"].floors.append(floor)

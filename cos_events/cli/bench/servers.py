@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Engine
 
+from cos_events.cli.bench import observer
 from cos_events.cli.bench.app import SINGLE, SUBSCRIPTIONS
 from cos_events.cli.bench.marks import Marks
-from cos_events.cli.bench.observer import HEARD, READY
 from cos_events.cli.bench.worker import FOLDER, HANDLED
-from cos_events.cli.processes import WorkerProcess, program, workers
+from cos_events.cli.processes import Program, Spec, running, worker
 from cos_events.cli.servers import use
-from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey
-from cos_events.faults.folder import own_folder
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
-from cos_events.faults.wire import BrokerName
+from cos_events.embedded import (
+    BrokerName,
+    EmbeddedPostgres,
+    EmbeddedRabbitMQ,
+    EmbeddedValkey,
+    own_folder,
+)
+from cos_events.embedded.server import Server
 from cos_events.store.engine import get_engine
 from cos_events.store.migrations import upgrade
 
@@ -42,22 +45,11 @@ class Stage:
     """
 
     engine: Engine
-    broker: EmbeddedValkey | PrivateRabbitMQ
+    broker: Server
     handled: Marks
     heard: Marks
-    processes: dict[str, WorkerProcess]
+    processes: dict[str, Program]
     folder: Path
-
-    @contextmanager
-    def frozen(self, *pids: int | None) -> Iterator[None]:
-        """While the body runs these processes stand still."""
-        for pid in pids:
-            os.kill(pid or 0, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for pid in pids:
-                os.kill(pid or 0, signal.SIGCONT)
 
 
 @contextmanager
@@ -75,10 +67,10 @@ def stage(broker: BrokerName, events: int) -> Iterator[Stage]:
     with own_folder() as home, ExitStack() as endings:
         postgres = EmbeddedPostgres(home.path / "postgres", secrets.token_urlsafe(16))
         valkey = EmbeddedValkey(home.path / "redis", secrets.token_urlsafe(16))
-        servers: list[EmbeddedPostgres | EmbeddedValkey | PrivateRabbitMQ] = [postgres, valkey]
-        broker_server: EmbeddedValkey | PrivateRabbitMQ = valkey
+        servers: list[Server] = [postgres, valkey]
+        broker_server: Server = valkey
         if broker == "rabbitmq":
-            broker_server = PrivateRabbitMQ(home.path / "broker", secrets.token_urlsafe(16))
+            broker_server = EmbeddedRabbitMQ(home.path / "broker", secrets.token_urlsafe(16))
             servers.append(broker_server)
         for server in servers:
             endings.callback(server.stop)
@@ -87,19 +79,18 @@ def stage(broker: BrokerName, events: int) -> Iterator[Stage]:
         logs = home.path / "logs"
         logs.mkdir()
         os.environ[FOLDER] = os.environ["TMPDIR"] = str(logs)
-        handled, heard = (Marks.make(logs / name, events) for name in (HANDLED, HEARD))
+        handled, heard = (Marks.make(logs / name, events) for name in (HANDLED, observer.HEARD))
         upgrade(get_engine())
-        started = endings.enter_context(workers(logs, _specs()))
-        for role, *modules in (("channel", SINGLE), ("queue",)):
-            command = ["cos_events.cli.bench.observer", role, *modules]
-            started.append(endings.enter_context(program(role, logs, READY, command)))
-        processes = {each.node: each for each in started}
+        started = endings.enter_context(running(logs, _specs()))
+        processes = {each.name: each for each in started}
         yield Stage(get_engine(), broker_server, handled, heard, processes, logs)
 
 
-def _specs() -> Sequence[tuple[str, Sequence[str]]]:
+def _specs() -> list[Spec]:
     options = ("-A", APP, "-l", "WARNING", "--without-mingle", "--without-gossip")
     return [
-        ("publisher", ["publisher", *options]),
-        *((name, ["subscriber", name, "-n", f"{name}@%h", *options]) for name in SUBSCRIPTIONS),
+        worker("publisher", "publisher", *options),
+        *(worker(name, "subscriber", name, "-n", f"{name}@%h", *options) for name in SUBSCRIPTIONS),
+        Spec("channel", [observer.__name__, "channel", SINGLE], observer.READY),
+        Spec("queue", [observer.__name__, "queue"], observer.READY),
     ]

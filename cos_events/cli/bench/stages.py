@@ -15,7 +15,8 @@ from cos_events.cli.bench.application import Application, paced
 from cos_events.cli.bench.events import fill_outbox
 from cos_events.cli.bench.figures import percentile
 from cos_events.cli.bench.servers import Stage
-from cos_events.cli.processes import program
+from cos_events.cli.processes import Spec, running
+from cos_events.embedded.process import frozen
 from cos_events.errors import CosEventsError
 from cos_events.settings import get_settings
 
@@ -81,7 +82,7 @@ def latency(
 
 def drain(stage: Stage, subscription: str, numbers: range) -> float:
     """Fills the outbox while the publisher stands still; events a second from then to the end."""
-    with stage.frozen(stage.processes["publisher"].process.pid):
+    with frozen(stage.processes["publisher"].process.pid):
         with stage.engine.begin() as connection:
             fill_outbox(connection, subscription, numbers.start, len(numbers))
         # Its next sweep is due then: to wait for it, as long as it may be, is not to drain.
@@ -93,9 +94,9 @@ def drain_by_hand(stage: Stage, numbers: range, log: Path) -> float:
     """The same for Celery as people write it: from a queue full of publish tasks."""
     options = ["worker", "-c", "2", "--without-mingle", "--without-gossip"]
     command = ["celery", "-A", by_hand.__name__, *options]
-    with program("by-hand", log, b" ready.", command) as worker:
+    with running(log, [Spec("by-hand", command)]) as (worker,):
         # Its pool too: it leads a group of its own.
-        with stage.frozen(-worker.process.pid):
+        with frozen(-worker.process.pid):
             by_hand.fill_queue(numbers)
         return _rate(stage, numbers, time.monotonic())
 

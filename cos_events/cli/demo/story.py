@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from cos_events import broker
 from cos_events.cli.demo.listeners import Heard, listening
 from cos_events.cli.demo.trouble import trouble
-from cos_events.cli.processes import check_alive, workers
+from cos_events.cli.processes import check_alive, running, worker
 from cos_events.cli.verify import print_accounts, settled_accounts
 from cos_events.dead_letters.finding import find
 from cos_events.dead_letters.replaying import replay
@@ -35,11 +35,11 @@ from cos_events.topology import PUBLISH_QUEUE, dead_letter_queue_name
 SUBSCRIPTIONS = ("activity", "graph_staging", "mailer", "archive")
 
 WORKERS = [
-    ("publisher", ["publisher"]),
-    ("cos-subscribers", ["subscriber", "activity", "graph_staging", "-c", "1"]),
-    (
+    worker("publisher", "publisher"),
+    worker("cos-subscribers", "subscriber", "activity", "graph_staging", "-c", "1"),
+    worker(
         "other-team",
-        ["subscriber", "mailer", "archive", "-A", "cos_events.cli.demo.app", "-P", "threads"],
+        *("subscriber", "mailer", "archive", "-A", "cos_events.cli.demo.app", "-P", "threads"),
     ),
 ]
 
@@ -70,8 +70,8 @@ class Story:
         self._say("broker", mask(broker.broker_url()))
         with explained():
             upgrade(get_engine())
-        with _own_queues(), workers(self._folder, WORKERS) as started:
-            self._say("workers", f"{', '.join(each.node for each in started)} are ready")
+        with _own_queues(), running(self._folder, WORKERS) as started:
+            self._say("workers", f"{', '.join(each.name for each in started)} are ready")
             with listening() as (channel, exchange):
                 self._three_events(channel, exchange)
                 self._retry()

@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from uuid import UUID
 
-import psutil
 import pytest
 import redis
 from click.testing import CliRunner, Result
 from kombu import Connection
-from leftovers import of_this_test
 from sqlalchemy import Engine, func, make_url, select, update
 from sqlalchemy.orm import Session
 
@@ -103,19 +99,6 @@ def run_program(
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     return run
-
-
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The TMPDIR of the programs that a test starts; `nobody` can pass through."""
-    folder = Path(tempfile.mkdtemp(prefix="demo-tests-")).resolve()
-    folder.chmod(0o755)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    yield folder
-    for process in of_this_test(folder):
-        with suppress(psutil.Error):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

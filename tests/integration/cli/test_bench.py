@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,14 +28,6 @@ main(sys.argv[1:])
 """As little as there can be of each measurement."""
 
 
-@pytest.fixture
-def place() -> Iterator[Path]:
-    """The folder for temporary files; `nobody` can pass through."""
-    with tempfile.TemporaryDirectory(prefix="bench-tests-") as folder:
-        Path(folder).chmod(0o755)
-        yield Path(folder)
-
-
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 def test_a_short_run_has_every_figure_with_its_floor_and_leaves_nothing(
     place: Path, broker: str
@@ -46,7 +36,6 @@ def test_a_short_run_has_every_figure_with_its_floor_and_leaves_nothing(
     options = ["bench", "--quick", "--json", "--broker", broker, "--plot", str(plot)]
     ended = subprocess.run(
         [sys.executable, "-c", SHORT, *options],
-        env={**os.environ, "TMPDIR": str(place)},
         capture_output=True,
         text=True,
         check=False,

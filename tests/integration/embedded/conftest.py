@@ -1,15 +1,14 @@
 """A place for folders, owners in processes of their own, and what must be gone afterwards."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -65,10 +64,13 @@ def sleeper() -> "subprocess.Popen[bytes]":
 
 
 class OwnerProcess:
-    """`with servers(...)` in a process of its own, until it is told or made to end."""
+    """`with servers(...)` in a process of its own, until it is told or made to end.
+
+    Or `with own_folder()`, with a server in it.
+    """
 
     # It changes its user itself, when all is loaded: another one may not read this Python.
-    CODE = """
+    SERVERS = """
 import os, sys, encodings.idna, redis
 from pathlib import Path
 redis.Redis()
@@ -82,10 +84,20 @@ with servers(Path(folder[0]) if folder else None) as here:
     print(here.folder, flush=True)
     sys.stdin.read()
 """
+    OWN_FOLDER = """
+import sys
+from cos_events.embedded import EmbeddedValkey, own_folder
+with own_folder() as here:
+    server = EmbeddedValkey(here.path / "any", "secret")
+    server.start()
+    print(here.path, flush=True)
+    sys.stdin.read()
+    server.stop()
+"""
 
-    def __init__(self, *arguments: str, user: int = 0) -> None:
+    def __init__(self, *arguments: str, user: int = 0, code: str = SERVERS) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self.CODE, str(user), *arguments],
+            [sys.executable, "-c", code, str(user), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -113,19 +125,10 @@ StartOwner = Callable[..., OwnerProcess]
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for everything, which `nobody` can pass through, with no server in it at the end."""
-    folder = Path(tempfile.mkdtemp(prefix="embedded-tests-")).resolve()
-    folder.chmod(0o755)
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield folder
-    left = servers_in(folder)
-    for process in left:
-        with suppress(psutil.Error):
-            process.kill()
-    shutil.rmtree(folder, ignore_errors=True)
-    assert left == []
+def place(place: Path) -> Iterator[Path]:
+    """With no server in it at the end."""
+    yield place
+    assert servers_in(place) == []
 
 
 @pytest.fixture
@@ -133,8 +136,8 @@ def owner(place: Path) -> Iterator[StartOwner]:
     """Starts owners; those that still run at the end of the test are ended."""
     started: list[OwnerProcess] = []
 
-    def start(*arguments: str, user: int = 0) -> OwnerProcess:
-        started.append(OwnerProcess(*arguments, user=user))
+    def start(*arguments: str, **options: Any) -> OwnerProcess:
+        started.append(OwnerProcess(*arguments, **options))
         return started[-1]
 
     yield start

@@ -6,10 +6,16 @@ import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
+
 from cos_events.embedded import reap_orphans, servers
 from cos_events.embedded.ownership import NOTE, read_owner
 
-from .conftest import StartOwner, eventually, execute, servers_in, sleeper
+from .conftest import OwnerProcess, StartOwner, eventually, execute, servers_in, sleeper
+
+every_owner = pytest.mark.parametrize(
+    "code", [OwnerProcess.SERVERS, OwnerProcess.OWN_FOLDER], ids=["of servers", "of a folder"]
+)
 
 
 def left_by_a_killed(owner: StartOwner, *arguments: str) -> Path:
@@ -32,13 +38,17 @@ def test_the_servers_of_a_killed_owner_are_reaped_by_the_next_start(
         assert servers_in(here.folder) != []
 
 
-def test_reaping_counts_dead_owners_and_spares_live_ones(place: Path, owner: StartOwner) -> None:
-    live, killed = owner(), owner()
-    kept, _ = live.folder(), killed.folder()
+@every_owner
+def test_reaping_counts_dead_owners_and_spares_live_ones(
+    place: Path, owner: StartOwner, code: str
+) -> None:
+    live, killed = owner(code=code), owner(code=code)
+    kept, left = live.folder(), killed.folder()
     killed.end(signal.SIGKILL)
     assert reap_orphans() == 1
     assert reap_orphans() == 0
     assert servers_in(kept) != []
+    assert servers_in(left) == []
 
 
 def test_an_owners_number_given_to_another_process_does_not_keep_its_servers_alive(
@@ -69,8 +79,11 @@ def test_a_foreign_process_with_a_servers_number_is_never_signalled(
         foreign.kill()
 
 
-def test_an_owner_in_another_container_is_told_by_its_lock(place: Path, owner: StartOwner) -> None:
-    elsewhere = owner()
+@every_owner
+def test_an_owner_in_another_container_is_told_by_its_lock(
+    place: Path, owner: StartOwner, code: str
+) -> None:
+    elsewhere = owner(code=code)
     folder = elsewhere.folder()
     noted = read_owner(folder)
     assert noted is not None

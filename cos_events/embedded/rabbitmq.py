@@ -1,14 +1,12 @@
 """A private RabbitMQ, from the system's own `rabbitmq-server`: no wheel carries one."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 from urllib.parse import quote
 
 from cos_events.embedded.account import hand_over
@@ -18,12 +16,14 @@ from cos_events.embedded.process import LOOPBACK, StopSteps, free_port
 from cos_events.embedded.server import Server
 from cos_events.errors import EmbeddedServerError
 
+BrokerName = Literal["redis", "rabbitmq"]
+"""Which server is the broker, where both can be."""
+
 USER = "cos"
 """The user clients connect as; it may do everything."""
 
 SCRIPTS = "/usr/lib/rabbitmq/bin"
 """Debian's own script is here; the one in the PATH is a wrapper that runs as one user only."""
-
 
 ERLANG = (
     "-kernel inet_dist_use_interface {127,0,0,1}",
@@ -33,7 +33,7 @@ ERLANG = (
 """Erlang's own options."""
 
 
-class PrivateRabbitMQ(Server):
+class EmbeddedRabbitMQ(Server):
     """RabbitMQ with a password, on loopback only, with an Erlang port mapper of its own.
 
     Stopped and started again it has the same port and what was durable. As root it runs as

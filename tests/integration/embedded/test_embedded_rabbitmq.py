@@ -9,23 +9,21 @@ import psutil
 import pytest
 from kombu import Connection, Queue
 
+from cos_events.embedded import EmbeddedRabbitMQ, own_folder, rabbitmq
 from cos_events.errors import EmbeddedServerError
-from cos_events.faults import rabbitmq
-from cos_events.faults.folder import own_folder
-from cos_events.faults.rabbitmq import PrivateRabbitMQ
 
 QUEUE = Queue("kept", durable=True)
 
 
 @pytest.fixture
-def server(rabbitmq_program: None) -> Iterator[PrivateRabbitMQ]:
+def server(rabbitmq_program: None) -> Iterator[EmbeddedRabbitMQ]:
     with own_folder() as home:
-        made = PrivateRabbitMQ(home.path / "rabbitmq", 'it\'s "secret"')
+        made = EmbeddedRabbitMQ(home.path / "rabbitmq", 'it\'s "secret"')
         yield made
         made.stop()
 
 
-def of(server: PrivateRabbitMQ) -> list[str]:
+def of(server: EmbeddedRabbitMQ) -> list[str]:
     """The programs that work in the server's folder."""
     found = []
     for process in psutil.process_iter():
@@ -35,13 +33,13 @@ def of(server: PrivateRabbitMQ) -> list[str]:
     return found
 
 
-def kept(server: PrivateRabbitMQ) -> int:
+def kept(server: EmbeddedRabbitMQ) -> int:
     with Connection(server.url) as connection:
         return int(QUEUE(connection.default_channel).queue_declare().message_count)
 
 
 def test_it_listens_on_loopback_only_forgets_all_when_emptied_and_leaves_nothing_running(
-    server: PrivateRabbitMQ,
+    server: EmbeddedRabbitMQ,
 ) -> None:
     server.start()
     with Connection(server.url) as connection:
@@ -63,7 +61,7 @@ def test_it_listens_on_loopback_only_forgets_all_when_emptied_and_leaves_nothing
 
 
 def test_without_the_program_the_error_says_what_to_install(
-    server: PrivateRabbitMQ, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedRabbitMQ, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(rabbitmq, "SCRIPTS", "/nowhere")
