@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from traceback import walk_tb
@@ -19,13 +19,16 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from cos_events import telemetry
 from cos_events.envelope import Envelope
-from cos_events.error_text import one_line
+from cos_events.error_text import describe, one_line
 from cos_events.errors import Unsuccessful
 from cos_events.process import PerThread
 from cos_events.store import deliveries
 from cos_events.store.engine import get_autocommit_engine, get_engine
 from cos_events.subscribers import Subscriber
 from cos_events.telemetry import names
+
+CANCELLED_WITHIN = 5.0
+"""Seconds that a coroutine has to end once its time limit is over."""
 
 _loop = PerThread(asyncio.Runner)
 
@@ -39,9 +42,16 @@ class ConnectionLost(LedgerAway):
 
 
 class HandlersSession(Session):
-    """One whose transaction the bus ends: with it the handler would commit its delivery, too."""
+    """One whose transaction the bus ends: with it the handler would commit its delivery, too.
+
+    Once it is closed it refuses to be used. Otherwise what a failed coroutine has left behind in
+    the event loop would begin a transaction with it that nobody ends.
+    """
 
     may_commit = False
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, close_resets_only=False)
 
 
 @event.listens_for(HandlersSession, "before_commit")
@@ -154,8 +164,9 @@ def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) 
     """Call the handler for these, in whatever form it is.
 
     Raises:
-        Unsuccessful: it returned False, or ended in another way that is no exception.
+        Unsuccessful: it returned False, or raised what is no Exception.
         SystemExit: Celery's pool ends this process, by a signal: that is no failure.
+        KeyboardInterrupt: a person does.
         Exception: whatever it raised.
     """
     if not envelopes:
@@ -165,24 +176,44 @@ def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) 
             envelopes if subscriber.batch_size > 1 else envelopes[0], **session
         )
         if inspect.isawaitable(result):
-            result = _loop.get().run(_awaited(result))
+            result = _run(result)
+    except (Exception, KeyboardInterrupt):
+        raise
     except SystemExit as error:
         if _ends_the_process(error):
             raise
         raise Unsuccessful(f"{subscriber.name} called sys.exit()") from error
-    except asyncio.CancelledError as error:
-        raise Unsuccessful(f"{subscriber.name} was cancelled") from error
+    except BaseException as error:
+        # Celery would neither acknowledge the message nor end the task.
+        raise Unsuccessful(f"{subscriber.name} raised {describe(error)}") from error
     if result is False:
         raise Unsuccessful(f"{subscriber.name} returned False")
 
 
 def _ends_the_process(error: SystemExit) -> bool:
     """Whether the pool raised this, in its handler of a signal; otherwise the code that it ran."""
-    *_, (frame, _line) = walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__")).startswith(("billiard.", "celery."))
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    # Within a pool's process `sys.exit` is billiard's.
+    while modules[-1] == "billiard.pool":
+        modules.pop()
+    return modules[-1].startswith(("billiard.", "celery."))
 
 
-async def _awaited(result: Any) -> Any:
+def _run(result: Awaitable[Any]) -> Any:
+    """Await it in this thread's event loop, where what handlers keep between calls lives."""
+    loop = _loop.get().get_loop()
+    task = loop.create_task(_awaited(result))
+    try:
+        return loop.run_until_complete(task)
+    except BaseException:
+        if not task.done():
+            # A time limit is raised in the loop, not in it: it would go on within the next call.
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task], timeout=CANCELLED_WITHIN))
+        raise
+
+
+async def _awaited(result: Awaitable[Any]) -> Any:
     return await result
 
 

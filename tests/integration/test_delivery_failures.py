@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from conftest import Bus
 
 NOBODY_LISTENS = "amqp://127.0.0.1:1//"
+BILLIARDS: dict[str, Any] = {"__name__": "billiard.pool"}
+"""What stands in a pool's process for `sys.exit`: a function of that module."""
+exec("def exit(code=None): raise SystemExit(code)", BILLIARDS)
 AT_ONCE: dict[str, Any] = {"retry_backoff": False, "default_retry_delay": 0}
 """On RabbitMQ a delayed retry outlives its deleted queue, and then blocks all delayed messages."""
 
@@ -50,13 +53,27 @@ def cancelled() -> Callable[[Envelope], Any]:
         raises(Ignore()),
         raises(Retry()),
         cancelled(),
+        raises(GeneratorExit()),
+        raises(BaseException("a panic of an extension")),
     ],
-    ids=["exception", "False", "sys.exit", "celery Ignore", "celery Retry", "cancelled coroutine"],
+    ids=[
+        *("exception", "False", "sys.exit", "celery Ignore", "celery Retry", "cancelled coroutine"),
+        *("generator exit", "no exception"),
+    ],
 )
 def test_every_way_to_fail_is_noted_and_tried_again(bus: Bus, handler: Callable[..., Any]) -> None:
     name, raw = bus.declare(handler, **AT_ONCE), bus.record()
     assert bus.run(name, raw) == "RETRY"
     assert (bus.row(name, raw).state, bus.row(name, raw).attempts) == ("retrying", 1)
+
+
+def test_sys_exit_is_a_failure_where_the_pool_has_put_its_own_in_its_place(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "exit", BILLIARDS["exit"])
+    name, raw = bus.declare(lambda message: sys.exit(3), **AT_ONCE), bus.record()
+    assert bus.run(name, raw) == "RETRY"
+    assert "called sys.exit()" in bus.row(name, raw).error
 
 
 def test_a_child_that_its_pool_ends_by_a_signal_has_not_failed(
