@@ -57,10 +57,11 @@ def command(
         question = f"Run {total:,} events again for {subscription}? Its effects happen once more."
         ask(question)
     with progress_bar("replaying", total) as done:
-        held = replay.run_again(subscription, selection, done)
+        held, left_out = replay.run_again(subscription, selection, done)
     if wait:
         _follow(subscription, held)
-    _say(subscription, held, "replayed" if wait else "run again as the queue has room", as_json)
+    what = "replayed" if wait else "run again as the queue has room"
+    _say(subscription, held, what, as_json, left_out)
 
 
 def _follow(subscription: str, total: int) -> None:
@@ -75,8 +76,13 @@ def _follow(subscription: str, total: int) -> None:
             time.sleep(0.2 if left else 0)
 
 
-def _say(subscription: str, events: int, what: str, as_json: bool) -> None:
+def _say(
+    subscription: str, events: int, what: str, as_json: bool, left_out: int | None = None
+) -> None:
     if as_json:
-        print_json({"subscription": subscription, "events": events})
-    else:
-        click.echo(f"{events:,} events {what} for {subscription}")
+        left = {} if left_out is None else {"left_out": left_out}
+        print_json({"subscription": subscription, "events": events, **left})
+        return
+    click.echo(f"{events:,} events {what} for {subscription}")
+    if left_out:
+        click.echo(f"{left_out:,} are being handled right now and were left out", err=True)
