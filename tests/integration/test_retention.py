@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy
 from locks import waits_for_a_lock
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from cos_events import record_event, replay, retention
@@ -214,6 +214,39 @@ def test_what_is_replayed_meanwhile_is_not_held_without_its_event(
             said = pool.submit(replay.run_again, "mailer", EVERYTHING)
             eventually(lambda: waits_for_a_lock(database))
         assert said.result() == (0, 0)
+    with Session(database) as session:
+        assert session.scalars(select(DeliveryRow)).all() == []
+
+
+@pytest.mark.parametrize(
+    "arrives",
+    [
+        lambda connection, name, event_id: deliveries.settle(connection, name, [event_id], 1),
+        lambda connection, name, event_id: deliveries.hold(connection, name, [event_id]),
+        deliveries.count_death,
+    ],
+    ids=["and is settled", "and is held", "after a death"],
+)
+def test_a_late_copy_of_what_is_being_dropped_leaves_nothing_and_does_not_run(
+    database: Engine,
+    event: Callable[..., UUID],
+    eventually: Callable[..., None],
+    arrives: Callable[[Connection, str, UUID], object],
+) -> None:
+    subscribe(database, "mailer")
+    dropped = event(8, "mailer")
+
+    def come() -> object:
+        with database.begin() as connection:
+            return arrives(connection, "mailer", dropped)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as connection:
+            page = statements.next_page(connection, 0, timedelta(days=7), 10)
+            assert statements.drop(connection, page) == 1
+            copy = pool.submit(come)
+            eventually(lambda: copy.done() or waits_for_a_lock(database))
+        assert not copy.result()
     with Session(database) as session:
         assert session.scalars(select(DeliveryRow)).all() == []
 
