@@ -9,7 +9,7 @@ import click
 
 from cos_events.cli.asking import ask
 from cos_events.cli.name import SubscriptionName
-from cos_events.cli.output import json_option, print_json
+from cos_events.cli.output import json_option, print_json, say_left_out
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt, selecting
 from cos_events.cli.servers import adopt_running
@@ -82,7 +82,6 @@ def _say(
     if as_json:
         left = {} if left_out is None else {"left_out": left_out}
         print_json({"subscription": subscription, "events": events, **left})
-        return
-    click.echo(f"{events:,} events {what} for {subscription}")
-    if left_out:
-        click.echo(f"{left_out:,} are being handled right now and were left out", err=True)
+    else:
+        click.echo(f"{events:,} events {what} for {subscription}")
+    say_left_out(left_out or 0)
