@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+
+from psycopg2.errors import LockNotAvailable
+from sqlalchemy.exc import OperationalError
 
 from cos_events.selection import Selection
 from cos_events.store import replays, subscriptions
-from cos_events.store.engine import explained, get_engine
+from cos_events.store.engine import explained, get_engine, wait_at_most
+from cos_events.store.locks import HANDLER_TIMEOUT_MS
 
 BATCH_SIZE = 5_000
 """Events in one transaction."""
+
+PATIENCE = 5.0
+"""Seconds in which what a handler has is tried again, once all the others are held."""
 
 
 def count(subscription: str, selection: Selection) -> int:
@@ -25,7 +33,7 @@ def count(subscription: str, selection: Selection) -> int:
 
 def run_again(
     subscription: str, selection: Selection, on_done: Callable[[int], object] = lambda _: None
-) -> int:
+) -> tuple[int, int]:
     """Let these events run again for a subscription, oldest first.
 
     Each delivery begins a new generation. They are held until the subscription's queue has room.
@@ -37,7 +45,7 @@ def run_again(
         on_done: told how many more are held.
 
     Returns:
-        How many events it was.
+        How many events it was; and how many more were left out, since a handler has them.
 
     Raises:
         SubscriptionError: there is no such subscription.
@@ -46,15 +54,49 @@ def run_again(
         subscriptions.require(connection, subscription)
         _, through = replays.count(connection, subscription, selection)
     total = after = 0
-    while True:
-        with explained(), get_engine().begin() as connection:
-            seen, after = replays.run_again(
-                connection, subscription, selection, after, through, BATCH_SIZE
-            )
-        total += seen
-        on_done(seen)
-        if seen < BATCH_SIZE:
-            return total
+    left: list[int] = []
+    while page := _next_page(subscription, selection, after, through):
+        after = page[-1]
+        with explained():
+            held, others = _hold(subscription, page)
+        left += others
+        total += held
+        on_done(held)
+    deadline = time.monotonic() + PATIENCE
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        with explained():
+            held, left = _hold(subscription, left)
+        total += held
+        on_done(held)
+    return total, len(left)
+
+
+def _next_page(subscription: str, selection: Selection, after: int, through: int) -> Sequence[int]:
+    with explained(), get_engine().connect() as connection:
+        return replays.next_page(connection, subscription, selection, after, through, BATCH_SIZE)
+
+
+def _hold(subscription: str, ids: Sequence[int]) -> tuple[int, list[int]]:
+    """Hold these at once; if a handler has the row of one, each half by itself, and so on.
+
+    In transactions of their own: live deliveries of the others would wait for that handler, too.
+
+    Returns:
+        How many there were; and the ids of those that a handler has.
+    """
+    try:
+        with get_engine().begin() as connection:
+            wait_at_most(connection, HANDLER_TIMEOUT_MS)
+            return replays.run_again(connection, subscription, ids), []
+    except OperationalError as error:
+        if not isinstance(error.orig, LockNotAvailable):
+            raise
+    if len(ids) == 1:
+        return 0, list(ids)
+    middle = len(ids) // 2
+    first, second = (_hold(subscription, half) for half in (ids[:middle], ids[middle:]))
+    return first[0] + second[0], first[1] + second[1]
 
 
 def unfinished(subscription: str) -> int:

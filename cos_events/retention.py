@@ -51,14 +51,13 @@ class Retention:
         with self._engine.begin() as connection:
             if not locks.retention(connection, wait=False):
                 return 0
-            page = retention.next_page(connection, self._after, self._keep, BATCH_SIZE)
+            page, last = retention.next_page(connection, self._after, self._keep, BATCH_SIZE)
             dropped = retention.drop(connection, page) if page else 0
             if dropped:
                 retention.note(connection, self._keep)
-        if len(page) < BATCH_SIZE:
-            self._after, self._rests_until = 0, self._clock() + REST
-        else:
-            self._after = page[-1]
+        self._after = last or 0
+        if last is None:
+            self._rests_until = self._clock() + REST
         if dropped:
             logger.info("%d events that everybody has had were dropped", dropped)
         return dropped

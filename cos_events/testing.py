@@ -29,7 +29,7 @@ from cos_events.faults.wire import Wire
 from cos_events.settings import get_settings
 from cos_events.store import engine as store_engine
 from cos_events.store.ledger import Account, verify
-from cos_events.store.models import DeliveryRow
+from cos_events.store.models import STILL_TO_RUN, DeliveryRow
 
 __all__ = ["EventBus", "Unsettled", "event_bus"]
 
@@ -141,8 +141,8 @@ class EventBus:
     def wait(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Account]:
         """Start again what has died, and wait until every event is delivered or a dead letter.
 
-        At the subscriptions that were started, or at all: a worker makes all of its application's
-        known.
+        A purged one counts as such. At the subscriptions that were started, or at all: a worker
+        makes all of its application's known.
 
         Returns:
             The accounts then, of all subscriptions.
@@ -167,8 +167,8 @@ class EventBus:
         """How many it has had, and why the last of the others failed."""
         failures = (
             select(DeliveryRow.error)
-            .where(DeliveryRow.subscription == account.subscription, DeliveryRow.state != "dead")
-            .where(DeliveryRow.error.is_not(None))
+            .where(DeliveryRow.subscription == account.subscription)
+            .where(DeliveryRow.state.in_(STILL_TO_RUN), DeliveryRow.error.is_not(None))
         )
         with self.session() as session:
             error = session.scalar(failures.order_by(DeliveryRow.updated_at.desc()).limit(1))
@@ -184,7 +184,7 @@ class EventBus:
 
 
 def _settled(account: Account) -> int:
-    return account.delivered + account.dead
+    return account.delivered + account.dead + account.discarded
 
 
 @pytest.fixture

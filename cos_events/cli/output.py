@@ -46,6 +46,12 @@ def for_people(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def say_left_out(number: int) -> None:
+    """Say how many of those that were asked for a handler has; nothing where it has none."""
+    if number:
+        click.echo(f"{number:,} are being handled right now and were left out", err=True)
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], none: str = "none"
 ) -> None:

@@ -9,7 +9,7 @@ import click
 
 from cos_events.cli.asking import ask
 from cos_events.cli.name import SubscriptionName
-from cos_events.cli.output import json_option, print_json
+from cos_events.cli.output import json_option, print_json, say_left_out
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt, selecting
 from cos_events.cli.servers import adopt_running
@@ -57,10 +57,11 @@ def command(
         question = f"Run {total:,} events again for {subscription}? Its effects happen once more."
         ask(question)
     with progress_bar("replaying", total) as done:
-        held = replay.run_again(subscription, selection, done)
+        held, left_out = replay.run_again(subscription, selection, done)
     if wait:
         _follow(subscription, held)
-    _say(subscription, held, "replayed" if wait else "run again as the queue has room", as_json)
+    what = "replayed" if wait else "run again as the queue has room"
+    _say(subscription, held, what, as_json, left_out)
 
 
 def _follow(subscription: str, total: int) -> None:
@@ -75,8 +76,12 @@ def _follow(subscription: str, total: int) -> None:
             time.sleep(0.2 if left else 0)
 
 
-def _say(subscription: str, events: int, what: str, as_json: bool) -> None:
+def _say(
+    subscription: str, events: int, what: str, as_json: bool, left_out: int | None = None
+) -> None:
     if as_json:
-        print_json({"subscription": subscription, "events": events})
+        left = {} if left_out is None else {"left_out": left_out}
+        print_json({"subscription": subscription, "events": events, **left})
     else:
         click.echo(f"{events:,} events {what} for {subscription}")
+    say_left_out(left_out or 0)

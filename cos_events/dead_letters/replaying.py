@@ -66,14 +66,14 @@ def correct(letter: DeadLetter, data: Mapping[str, Any]) -> Envelope:
     """Let a dead letter go out with other content; the outbox keeps what was recorded.
 
     Args:
-        letter: of one subscription; others have the original.
+        letter: of one subscription, as it was found; others have the original.
         data: the new content of the envelope.
 
     Returns:
         The corrected envelope.
 
     Raises:
-        SubscriptionError: it is no dead letter any more.
+        SubscriptionError: it is no dead letter any more, or another one since.
         InvalidPayload: the content cannot be sent; names the field.
     """
     was = letter.envelope
@@ -88,8 +88,11 @@ def correct(letter: DeadLetter, data: Mapping[str, Any]) -> Envelope:
     )
     with explained(), get_engine().begin() as connection:
         ours = letter.subscription, letter.event_id
-        if not dead_letters.correct(connection, *ours, encode(corrected)):
-            raise SubscriptionError("{}: {} is no dead letter any more".format(*ours))
+        if not dead_letters.correct(connection, *ours, letter.died_at, encode(corrected)):
+            raise SubscriptionError(
+                "{}: {} is no dead letter any more, or somebody has corrected it "
+                "meanwhile: see `dlq show {}`".format(*ours, letter.event_id)
+            )
     return corrected
 
 

@@ -94,9 +94,13 @@ def blocked() -> ColumnElement[bool]:
 
 
 def held_and_due(name: InstrumentedAttribute[str] | str) -> tuple[ColumnElement[bool], ...]:
-    """The conditions of what a subscription's queue should get, as it has room."""
+    """The conditions of what a subscription's queue should get, as it has room.
+
+    A row whose event is gone can never be sent: it would keep its place before the others.
+    """
     return (
         DeliveryRow.subscription == name,
         DeliveryRow.state == "held",
         DeliveryRow.next_attempt_at <= func.now(),
+        there_is(OutboxRow.event_id == DeliveryRow.event_id, row=OutboxRow),
     )

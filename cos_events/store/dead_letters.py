@@ -105,14 +105,21 @@ def discard(connection: Connection, which: Filter, limit: int) -> list[UUID]:
     return _take(connection, which, limit, state="discarded")
 
 
-def correct(connection: Connection, subscription: str, event_id: UUID, envelope: str) -> bool:
-    """Let this dead letter's copies carry another envelope; returns whether it is one."""
+def correct(
+    connection: Connection, subscription: str, event_id: UUID, updated_at: datetime, envelope: str
+) -> bool:
+    """Let this dead letter's copies carry another envelope.
+
+    Returns:
+        Whether it is one, and nobody has changed it since `updated_at`.
+    """
     corrected = connection.execute(
         update(DeliveryRow)
         .where(
             DeliveryRow.subscription == subscription,
             DeliveryRow.event_id == event_id,
             DeliveryRow.state == "dead",
+            DeliveryRow.updated_at == updated_at,
         )
         .values(correction=envelope)
     )

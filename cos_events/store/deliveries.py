@@ -72,6 +72,24 @@ def from_outbox(values: Mapping[str, Any], *which: ColumnElement[bool]) -> Inser
     return insert(_TABLE).from_select(list(row), select(*columns).where(*which))
 
 
+def _unless_ended(
+    subscription: ColumnElement[str] | str, values: Mapping[str, Any], which: ColumnElement[bool]
+) -> Insert:
+    """`from_outbox` for events of which copies came, but for those that have ended here.
+
+    Their rows would be in conflict all the same, unless retention is dropping them: a statement
+    that still sees such an event would wait for that row to go, and then insert it anew. It still
+    sees that row, too.
+    """
+    ended = (
+        select(or_(DeliveryRow.state == "delivered", DeliveryRow.state == "discarded"))
+        .where(DeliveryRow.subscription == subscription, DeliveryRow.event_id == _OUTBOX.event_id)
+        .correlate(OutboxRow)
+        .scalar_subquery()
+    )
+    return from_outbox({"subscription": subscription, **values}, which, ended.is_not(true()))
+
+
 _AGE = (
     select(sql_cast(extract("epoch", func.clock_timestamp() - _OUTBOX.recorded_at), Float))
     # As text: SQLAlchemy does not correlate a subquery with the table of an INSERT.
@@ -89,7 +107,7 @@ def _make_upsert() -> Executable:
         # By PostgreSQL's clock, which also says when that is over.
         "next_attempt_at": func.now() + bindparam("new_wait", type_=Interval),
     }
-    statement = from_outbox({"subscription": _SUBSCRIPTION, **written}, _IS_ONE_OF_THEM)
+    statement = _unless_ended(_SUBSCRIPTION, written, _IS_ONE_OF_THEM)
     return statement.on_conflict_do_update(
         index_elements=["subscription", "event_id"],
         set_={**{name: statement.excluded[name] for name in written}, "updated_at": func.now()},
@@ -172,13 +190,9 @@ def _upsert(
 
 def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:
     """Let these events wait here until their subscription goes on; no attempt is counted."""
-    statement = from_outbox(
-        {
-            "subscription": subscription,
-            "state": "held",
-            "attempts": 0,
-            "next_attempt_at": AT_ONCE,
-        },
+    statement = _unless_ended(
+        subscription,
+        {"state": "held", "attempts": 0, "next_attempt_at": AT_ONCE},
         OutboxRow.event_id == func.any(list(event_ids)),
     )
     executor.execute(
@@ -195,14 +209,9 @@ def count_death(executor: Executor, subscription: str, event_id: UUID) -> int:
 
     Nothing is counted for what is delivered or dead, or was never recorded; then 0.
     """
-    statement = from_outbox(
-        {
-            "subscription": subscription,
-            "state": "retrying",
-            "attempts": 0,
-            "deaths": 1,
-            "next_attempt_at": func.now(),
-        },
+    statement = _unless_ended(
+        subscription,
+        {"state": "retrying", "attempts": 0, "deaths": 1, "next_attempt_at": func.now()},
         OutboxRow.event_id == event_id,
     )
     deaths: int | None = executor.scalar(

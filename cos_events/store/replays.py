@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from cos_events.selection import Selection
@@ -29,35 +31,42 @@ def count(connection: Connection, subscription: str, selection: Selection) -> tu
     return number, last
 
 
-def run_again(  # noqa: PLR0913, PLR0917 - one page of a history
+def next_page(  # noqa: PLR0913, PLR0917 - one page of a history
     connection: Connection,
     subscription: str,
     selection: Selection,
     after: int,
     through: int,
     limit: int,
-) -> tuple[int, int]:
-    """Hold the next of these events for it, as if it had never had them.
+) -> Sequence[int]:
+    """The outbox ids of the next of these events: those behind `after`, up to `through`."""
+    return connection.scalars(
+        select(OutboxRow.id)
+        .select_from(OutboxRow, SubscriptionRow)
+        .where(OutboxRow.id > after, OutboxRow.id <= through, *_conditions(subscription, selection))
+        .order_by(OutboxRow.id)
+        .limit(limit)
+    ).all()
+
+
+def run_again(connection: Connection, subscription: str, ids: Sequence[int]) -> int:
+    """Hold these events for it, as if it had never had them.
 
     What is held or waits for a retry runs anyway, and is left as it is.
 
     Args:
         connection: in a transaction.
         subscription: whose history runs again.
-        selection: which of its events.
-        after: only events of higher outbox ids.
-        through: and up to this one.
-        limit: the most of them.
+        ids: of the outbox.
 
     Returns:
-        How many there were, and the last one's outbox id; 0 and `after` at the end.
+        How many there still were.
     """
     page = (
         select(OutboxRow.event_id, OutboxRow.id)
         .select_from(OutboxRow, SubscriptionRow)
-        .where(OutboxRow.id > after, OutboxRow.id <= through, *_conditions(subscription, selection))
+        .where(OutboxRow.id == func.any(list(ids)), SubscriptionRow.name == subscription, wanted())
         .order_by(OutboxRow.id)
-        .limit(limit)
         # What retention is about to drop would otherwise be held without its event.
         .with_for_update(of=OutboxRow, key_share=True)
         .cte("page")
@@ -88,10 +97,7 @@ def run_again(  # noqa: PLR0913, PLR0917 - one page of a history
             where=DeliveryRow.state.in_(["delivered", "dead", "discarded"]),
         )
     )
-    seen, last = connection.execute(
-        select(func.count(), func.coalesce(func.max(page.c.id), after))
-    ).one()
-    return seen, last
+    return connection.scalar(select(func.count()).select_from(page)) or 0
 
 
 def unfinished(connection: Connection, subscription: str) -> int:

@@ -17,21 +17,32 @@ from cos_events.store.models import (
 )
 
 
-def next_page(connection: Connection, after: int, keep: timedelta, limit: int) -> Sequence[int]:
+def next_page(
+    connection: Connection, after: int, keep: timedelta, limit: int
+) -> tuple[Sequence[int], int | None]:
     """Those of the next `limit` outbox ids that are old enough and behind every watermark.
 
-    Fewer than `limit`: nothing old enough is behind them, as events are published in about the
-    order in which they are recorded. Below its watermark a subscription has a delivery row for each
-    event that it is owed, and no transaction can commit an event any more.
+    Below its watermark a subscription has a delivery row for each event that it is owed, and no
+    transaction can commit an event any more.
+
+    Returns:
+        The ids; and the one to go on behind, None at the end: nothing old enough can be behind a
+        page whose last event was recorded too recently, however late others were published.
     """
     through = connection.scalar(select(func.min(SubscriptionRow.settled_through)))
-    following = select(OutboxRow.id, OutboxRow.published_at).where(OutboxRow.id > after)
+    moment = func.now() - keep
+    following = select(
+        OutboxRow.id, OutboxRow.published_at < moment, OutboxRow.recorded_at < moment
+    ).where(OutboxRow.id > after)
     if through is not None:
         following = following.where(OutboxRow.id <= through)
-    page = following.order_by(OutboxRow.id).limit(limit).subquery()
     # Filtered behind the limit: what is too young would otherwise be read to its end each time.
-    old = select(page.c.id).where(page.c.published_at < func.now() - keep).order_by(page.c.id)
-    return connection.scalars(old).all()
+    page = connection.execute(following.order_by(OutboxRow.id).limit(limit)).all()
+    old = [each for each, is_old, _ in page if is_old]
+    if len(page) < limit:
+        return old, None
+    last, _, may_go_on = page[-1]
+    return old, last if may_go_on else None
 
 
 def drop(connection: Connection, ids: Sequence[int]) -> int:

@@ -10,9 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
 
+from cos_events import record_event
+from cos_events.dead_letters import replaying
 from cos_events.errors import CosEventsError
 from cos_events.faults.kill_points import KILL_POINTS
+from cos_events.store.dead_letters import Filter
+from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.testing import EventBus
 
 PAGE = (Path(__file__).parents[2] / "docs/testing.md").read_text()
@@ -38,6 +44,20 @@ def test_a_wait_in_vain_says_why_the_handler_failed(tmp_path: Path) -> None:
         r'relation "taken_elsewhere" does not exist'
     )
     assert re.search(expected, ended.stdout), ended.stdout
+
+
+def test_a_purged_dead_letter_is_not_waited_for(database: Engine) -> None:
+    with Session(database) as session, session.begin():
+        event_id = record_event(session, "order_placed", {})
+        session.flush()
+        outbox_id = session.scalars(select(OutboxRow.id)).one()
+        letter = {"event_id": event_id, "outbox_id": outbox_id, "state": "dead", "attempts": 1}
+        session.add_all(
+            [SubscriptionRow(name="stock"), DeliveryRow(subscription="stock", **letter)]
+        )
+    assert replaying.purge(Filter("stock")) == [event_id]
+    bench: Any = SimpleNamespace(engine=database, redis=None, broker=None, keep_alive=lambda: None)
+    assert EventBus(bench).wait(0)["stock"].discarded == 1
 
 
 def test_a_worker_that_is_not_there_is_a_sentence_though_there_is_none() -> None:

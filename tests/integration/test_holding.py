@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from uuid import uuid4
 
 import pytest
 from kombu import Queue
@@ -18,9 +19,9 @@ from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
 from cos_events.queue_room import QueueRoom
 from cos_events.redelivery import Redelivery
-from cos_events.store import deliveries, locks, subscriptions
+from cos_events.store import deliveries, held, locks, subscriptions
 from cos_events.store.ledger import verify
-from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
+from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 
 DEPTH = 20
@@ -295,8 +296,37 @@ def test_an_old_copy_of_a_held_event_runs_nothing(
 ) -> None:
     record(database, 30)
     publish_all(publish)
-    held = select(OutboxRow.event_id).join(DeliveryRow, DeliveryRow.event_id == OutboxRow.event_id)
+    ours = select(OutboxRow.event_id).join(DeliveryRow, DeliveryRow.event_id == OutboxRow.event_id)
     with database.begin() as connection:
-        event_id = connection.scalars(held.where(DeliveryRow.state == "held").limit(1)).one()
+        event_id = connection.scalars(ours.where(DeliveryRow.state == "held").limit(1)).one()
         assert deliveries.due(connection, name, [event_id], 1) == {event_id: False}
         assert not deliveries.settle(connection, name, [event_id], 1)
+
+
+def test_rows_without_an_event_keep_nothing_waiting(
+    database: Engine,
+    name: str,
+    publish: Callable[[], int],
+    feeder: Feeder,
+    take: Callable[[], list[int]],
+) -> None:
+    """As an older version left them; they come first, and are more than one batch."""
+    with database.begin() as connection:
+        held.begin_to_hold(connection, name)
+    record(database, 2)
+    publish_all(publish)
+    with Session(database) as session, session.begin():
+        session.add_all(
+            DeliveryRow(
+                subscription=name,
+                event_id=uuid4(),
+                outbox_id=0,
+                state="held",
+                attempts=0,
+                next_attempt_at=AT_ONCE,
+            )
+            for _ in range(DEPTH)
+        )
+    assert feeder.sweep() == 2
+    assert take() == [0, 1]
+    assert not is_holding(database)

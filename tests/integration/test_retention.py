@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy
 from locks import waits_for_a_lock
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 from sqlalchemy.orm import Session
 
 from cos_events import record_event, replay, retention
@@ -146,7 +146,7 @@ def test_a_sweep_looks_at_one_batch_and_the_next_goes_on_behind_it(
     assert [sweeping.sweep() for _ in range(2)] == [0, 1]
 
 
-def test_a_round_ends_at_a_batch_that_is_not_all_old_enough(
+def test_a_round_ends_at_a_batch_whose_last_event_is_too_young(
     database: Engine, event: Callable[..., UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is younger would be read to its end otherwise, however much that is.
@@ -162,6 +162,21 @@ def test_a_round_ends_at_a_batch_that_is_not_all_old_enough(
     now = retention.REST + 1
     assert sweeping.sweep() == 1
     assert kept(database) == [young]
+
+
+def test_what_was_published_late_ends_no_round(
+    database: Engine, event: Callable[..., UUID], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH_SIZE", 2)
+    subscribe(database, "a")
+    late = [event(2, "a") for _ in range(2)]
+    with database.begin() as connection:
+        connection.execute(update(OutboxRow).values(published_at=func.now()))
+    for _ in range(4):
+        event(2, "a")
+    sweeping = Retention(database, DAY, clock=lambda: 0.0)
+    assert [sweeping.sweep() for _ in range(3)] == [0, 2, 2]
+    assert kept(database) == late
 
 
 def test_two_at_once_do_not_disturb_each_other(
@@ -209,11 +224,44 @@ def test_what_is_replayed_meanwhile_is_not_held_without_its_event(
         event(8, "mailer")
     with ThreadPoolExecutor(1) as pool:
         with database.begin() as connection:
-            page = statements.next_page(connection, 0, timedelta(days=7), 10)
+            page, _ = statements.next_page(connection, 0, timedelta(days=7), 10)
             assert statements.drop(connection, page) == 3
             said = pool.submit(replay.run_again, "mailer", EVERYTHING)
             eventually(lambda: waits_for_a_lock(database))
-        assert said.result() == 0
+        assert said.result() == (0, 0)
+    with Session(database) as session:
+        assert session.scalars(select(DeliveryRow)).all() == []
+
+
+@pytest.mark.parametrize(
+    "arrives",
+    [
+        lambda connection, name, event_id: deliveries.settle(connection, name, [event_id], 1),
+        lambda connection, name, event_id: deliveries.hold(connection, name, [event_id]),
+        deliveries.count_death,
+    ],
+    ids=["and is settled", "and is held", "after a death"],
+)
+def test_a_late_copy_of_what_is_being_dropped_leaves_nothing_and_does_not_run(
+    database: Engine,
+    event: Callable[..., UUID],
+    eventually: Callable[..., None],
+    arrives: Callable[[Connection, str, UUID], object],
+) -> None:
+    subscribe(database, "mailer")
+    dropped = event(8, "mailer")
+
+    def come() -> object:
+        with database.begin() as connection:
+            return arrives(connection, "mailer", dropped)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as connection:
+            page, _ = statements.next_page(connection, 0, timedelta(days=7), 10)
+            assert statements.drop(connection, page) == 1
+            copy = pool.submit(come)
+            eventually(lambda: copy.done() or waits_for_a_lock(database))
+        assert not copy.result()
     with Session(database) as session:
         assert session.scalars(select(DeliveryRow)).all() == []
 
@@ -222,9 +270,9 @@ def test_what_a_replay_holds_is_not_dropped(database: Engine, event: Callable[..
     subscribe(database, "mailer")
     replayed, old = event(8, "mailer"), event(8, "mailer")
     with database.connect() as person, person.begin():
-        replays.run_again(person, "mailer", EVERYTHING, 0, 1, 10)
+        assert replays.run_again(person, "mailer", [1]) == 1
         with database.begin() as connection:
-            page = statements.next_page(connection, 0, timedelta(days=7), 10)
+            page, _ = statements.next_page(connection, 0, timedelta(days=7), 10)
             assert statements.drop(connection, page) == 1
     with Session(database) as session:
         assert session.scalars(select(OutboxRow.event_id)).all() == [replayed]

@@ -9,19 +9,23 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from locks import waits_for_a_lock
-from sqlalchemy import Engine, func, select, true
+from sqlalchemy import Engine, func, select, true, update
 from sqlalchemy.orm import Session
 
+from cos_events import replay
 from cos_events.broadcast import BrokerWire, Copy, make_broadcaster, make_wire
+from cos_events.cli import main
 from cos_events.envelope import Envelope
 from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder
 from cos_events.publisher import Publisher
 from cos_events.redelivery import Redelivery
+from cos_events.selection import EVERYTHING
 from cos_events.store import deliveries, held, locks, subscriptions
 from cos_events.store.engine import wait_at_most
-from cos_events.store.models import SubscriptionRow
+from cos_events.store.models import OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 
 PATIENCE = 30.0
@@ -201,6 +205,52 @@ def test_a_retry_that_older_code_began_and_nobody_wants_any_more_is_dropped(
         relay = Redelivery(database, wire, 0.1)
         eventually(lambda: relay.sweep() == 0 and bus.row(name, raw) is None)
     assert bus.queued(name) == []
+
+
+@pytest.fixture
+def history(bus: Any, database: Engine) -> tuple[str, list[str]]:
+    """A subscription, and the five events that it has not had yet."""
+    name = bus.declare(lambda message: None)
+    raws = [bus.record(n=n) for n in range(5)]
+    with database.begin() as connection:
+        connection.execute(update(OutboxRow).values(published_at=func.now()))
+    return name, raws
+
+
+def test_a_replay_leaves_out_what_a_handler_has_and_says_so(
+    bus: Any,
+    database: Engine,
+    history: tuple[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, (first, *others, last) = history
+    monkeypatch.setattr(replay, "PATIENCE", 0.2)
+    with ThreadPoolExecutor(1) as pool, handling(database, name, last):
+        run = pool.submit(CliRunner().invoke, main, ["replay", name])
+        said = run.result(PATIENCE)
+        assert said.stdout == f"4 events run again as the queue has room for {name}\n"
+        assert said.stderr == "1 are being handled right now and were left out\n"
+        assert {bus.state(name, each) for each in (first, *others)} == {"held"}
+    assert bus.state(name, last) is None
+
+
+def test_what_a_replay_holds_waits_for_no_handler_that_has_another_event(
+    bus: Any,
+    database: Engine,
+    history: tuple[str, list[str]],
+    eventually: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name, (first, taken, *others) = history
+    monkeypatch.setattr(replay, "PATIENCE", PATIENCE)
+    with ThreadPoolExecutor(1) as pool:
+        with handling(database, name, taken):
+            run = pool.submit(replay.run_again, name, EVERYTHING)
+            rest = first, *others
+            eventually(lambda: {bus.state(name, each) for each in rest} == {"held"}, PATIENCE)
+            assert not run.done()
+        assert run.result(PATIENCE) == (5, 0), "it is tried again"
+    assert bus.state(name, taken) == "held"
 
 
 def watermark(database: Engine, name: str) -> int:

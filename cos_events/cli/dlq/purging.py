@@ -9,7 +9,7 @@ import click
 from cos_events.cli.asking import ask
 from cos_events.cli.dlq.options import chosen, filters, refuse_filters
 from cos_events.cli.name import SubscriptionName
-from cos_events.cli.output import json_option, print_json
+from cos_events.cli.output import json_option, print_json, say_left_out
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt
 from cos_events.cli.servers import adopt_running
@@ -50,6 +50,7 @@ def purge(
             ask(f"Drop {what} of {subscription} for good?")
         with progress_bar("purging", total) as done:
             purged = len(replaying.purge(which, limit, done))
+        say_left_out(min(total - purged, replaying.count(which)))
     if as_json:
         print_json({"subscription": subscription, "purged": purged})
     else:

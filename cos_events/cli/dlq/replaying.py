@@ -10,7 +10,7 @@ import click
 
 from cos_events.cli.dlq.options import chosen, filters
 from cos_events.cli.name import SubscriptionName
-from cos_events.cli.output import json_option, print_json, print_table
+from cos_events.cli.output import json_option, print_json, print_table, say_left_out
 from cos_events.cli.progress import progress_bar
 from cos_events.cli.selecting import doubt
 from cos_events.cli.servers import adopt_running
@@ -70,6 +70,7 @@ def replay(  # noqa: PLR0913 - the options
         doubt(event_type=which.event_type)
     with progress_bar("replaying", total) as done:
         replayed = replaying.replay(which, limit, done)
+    say_left_out(min(total - len(replayed), replaying.count(which)))
     if as_json:
         print_json({"subscription": subscription, "replayed": replayed})
     else:

@@ -16,7 +16,12 @@ from sqlalchemy.orm import Session
 
 from cos_events import Envelope, broker
 from cos_events.broadcast import make_wire
+from cos_events.dead_letters import replaying
+from cos_events.dead_letters.finding import find
+from cos_events.errors import SubscriptionError
 from cos_events.feeder import Feeder
+from cos_events.store import deliveries
+from cos_events.store.dead_letters import Filter
 from cos_events.store.models import DeliveryRow, OutboxRow
 from cos_events.topology import dead_letter_queue, declare, subscription_queue
 
@@ -233,6 +238,31 @@ def test_a_corrected_payload_goes_out_and_the_original_is_kept(
         original = select(OutboxRow.envelope).where(OutboxRow.event_id == event)
         assert Envelope.decode(session.scalars(original).one()).data == {"message": "hello"}
         assert session.get_one(DeliveryRow, (name, other)).state == "dead"
+
+
+def test_of_two_people_who_correct_one_letter_the_second_is_told(
+    dead_letter: Callable[[], str],
+) -> None:
+    event = UUID(json.loads(dead_letter())[0]["event_id"])
+    (found,) = find(Filter("mailer", [event]))
+    (found_by_another,) = find(Filter("mailer", [event]))
+    replaying.correct(found_by_another, {"message": "first"})
+    with pytest.raises(SubscriptionError, match=f"corrected it meanwhile: see `dlq show {event}`"):
+        replaying.correct(found, {"message": "second"})
+    assert json.loads(dead_letter())[0]["correction"]["data"] == {"message": "first"}
+
+
+@pytest.mark.parametrize("command", ["replay", "purge"])
+def test_a_dead_letter_that_a_handler_has_at_this_moment_is_left_out_and_counted(
+    command: str, subscribe: Callable[..., None], add_event: AddEvent, cli: Cli, database: Engine
+) -> None:
+    subscribe("mailer")
+    taken, _ = (add_event(published=60, mailer="dead") for _ in range(2))
+    with database.begin() as batch:
+        assert not deliveries.settle(batch, "mailer", [taken], 1), "a second copy runs nothing"
+        result = cli("dlq", command, "mailer", input="y\n")
+    assert result.stdout.startswith("1 ")
+    assert result.stderr.endswith("1 are being handled right now and were left out\n")
 
 
 @pytest.mark.parametrize(
