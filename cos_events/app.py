@@ -18,7 +18,7 @@ from cos_events import (
     worker_telemetry,  # noqa: F401 - listens to the worker's signals
 )
 from cos_events.consumer import DeliveryStep, RelayStep, is_installed
-from cos_events.errors import CosEventsError, SubscriptionError
+from cos_events.errors import ConfigurationError, CosEventsError, SubscriptionError
 from cos_events.publisher import publish  # noqa: F401 - the task, which each application has
 from cos_events.pubsub.clients import make_client
 from cos_events.settings import get_settings, mask
@@ -106,6 +106,15 @@ def _choose_transport(instance: Any, **_: Any) -> None:
         app.conf.broker_transport = broker.transport_of(broker.broker_url())
 
 
+def _check_content(app: Celery) -> None:
+    accepted = app.conf.accept_content
+    if accepted is not None and not {"json", "application/json"} & set(accepted):
+        raise ConfigurationError(
+            f"accept_content={accepted!r} of this application has no 'json': add it, or its worker "
+            "throws away what the bus sends"
+        )
+
+
 def _compare_queues(app: Celery, consumed: Iterable[str]) -> None:
     """Refuse a subscription that has no handler here; say so if a queue is almost one of the bus.
 
@@ -151,12 +160,14 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
     # Publishers bind them to their modules: they know which are holding.
     queues += [subscription_queue(each, (), rabbitmq=rabbitmq) for each in subscribers_of(app)]
     consumed: list[str] | None = str_to_list(options.get("queues"))  # type: ignore[arg-type] # or None
-    for queue in queues:
-        # On RabbitMQ Celery complains of each that is not there yet.
-        if consumed is None or queue.name in consumed:
-            app.amqp.queues.select_add(queue)
+    # On RabbitMQ Celery complains of each that is not there yet.
+    ours = [queue for queue in queues if consumed is None or queue.name in consumed]
+    for queue in ours:
+        app.amqp.queues.select_add(queue)
     _compare_brokers()
     try:
+        if ours:
+            _check_content(app)
         # Each publish task would fail by a REDIS_URL that cannot be used.
         make_client().close()
         register_subscriptions(app)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from cos_events.errors import DatabaseAway, SchemaMissing
 from cos_events.store import ledger, subscriptions
 from cos_events.store.engine import explained, get_engine
-from cos_events.store.redelivery import oldest_without_delivery
+from cos_events.store.redelivery import ids_at_once, oldest_without_delivery
 
 STUCK_AFTER = 120.0
 """Seconds. Older unpublished events mean that no publisher works; older undelivered ones that a
@@ -34,6 +34,12 @@ def _problems(connection: Connection) -> Iterator[str]:
         yield (
             f"{backlog.rows:,} events wait to be published, the oldest for "
             f"{backlog.oldest_seconds:.0f} s: is a publisher running, is the broker up?"
+        )
+    if (cached := ids_at_once(connection)) > 1:
+        yield (
+            f"each connection takes {cached} outbox ids at once, so that what the broker loses may "
+            "not be sent again: ALTER SEQUENCE cos_events.outbox_id_seq CACHE 1, and restart "
+            "what records events"
         )
     for each in subscriptions.load(connection):
         lag = oldest_without_delivery(connection, each.name)

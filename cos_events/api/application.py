@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from cos_events import telemetry
 from cos_events.api import bad_input, debug, health, metrics
+from cos_events.api.body_limit import ESCAPED, BodyLimitMiddleware
 from cos_events.api.recent import RecentMessages
 from cos_events.api.request_id import HEADER, SCOPE_KEY, RequestIdMiddleware
 from cos_events.errors import CosEventsError, InvalidPayload
@@ -24,7 +25,8 @@ def create_app() -> FastAPI:
     Raises:
         ConfigurationError: a setting is wrong.
     """
-    production = get_settings().environment == "production"
+    settings = get_settings()
+    production = settings.environment == "production"
     app = FastAPI(
         title="cos-events",
         version=version("cos-events"),
@@ -41,6 +43,7 @@ def create_app() -> FastAPI:
         app.add_exception_handler(refused, bad_input.answer)
     app.add_exception_handler(CosEventsError, _unavailable)
     app.add_exception_handler(Exception, _failed)
+    app.add_middleware(BodyLimitMiddleware, most=ESCAPED * settings.max_payload_bytes)
     app.add_middleware(RequestIdMiddleware)
     # The last one added is the outermost: the span holds all of the request.
     app.add_middleware(telemetry.TraceRequests)

@@ -15,7 +15,7 @@ from redis import RedisError
 from sqlalchemy.orm import Session
 
 from cos_events.api import bad_input
-from cos_events.api.access import guard
+from cos_events.api.access import GuardedRoute
 from cos_events.api.recent import RecentMessages
 from cos_events.circuit_breaker import CircuitOpen
 from cos_events.context import current_request_id
@@ -29,7 +29,7 @@ from cos_events.store.engine import explained, get_engine
 router = APIRouter(
     prefix="/debug",
     tags=["debug"],
-    dependencies=[Depends(guard)],
+    route_class=GuardedRoute,
     responses={
         401: {"description": "The token is missing or wrong."},
         404: {"description": "Not opened here."},
@@ -99,6 +99,7 @@ Recent = Annotated[RecentMessages, Depends(_recent)]
     "/test-log",
     responses={
         400: {"description": "The body cannot be read."},
+        413: {"model": bad_input.BadInput, "description": "It is larger than any event."},
         503: {"description": "PostgreSQL cannot be used."},
     },
 )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from cos_events import metrics
-from cos_events.api.access import guard
+from cos_events.api.access import GuardedRoute
 
 router = APIRouter(
     tags=["metrics"],
-    dependencies=[Depends(guard)],
+    route_class=GuardedRoute,
     responses={
         401: {"description": "The token is missing or wrong."},
         404: {"description": "Not opened here."},

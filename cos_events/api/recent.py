@@ -51,10 +51,9 @@ class RecentMessages:
 
     async def stop(self) -> None:
         """End, and give the connection back."""
-        while self._task is not None and not self._task.done():
-            # Again, if need be: a connection that is just being made may swallow it.
+        if self._task is not None:
             self._task.cancel()
-            await asyncio.wait([self._task], timeout=0.5)
+            await asyncio.wait([self._task])
 
     def newest(self) -> list[Seen]:
         """What is kept, newest first."""

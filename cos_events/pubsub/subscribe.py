@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -115,15 +115,27 @@ async def _listen(
     while True:
         try:
             async with make_async_client(**_CONNECTION) as client, client.pubsub() as pubsub:
-                await getattr(pubsub, feed.subscribe)(feed.channel)
-                confirmation = await pubsub.get_message(timeout=feed.answer_within)
+                await _cancellable(getattr(pubsub, feed.subscribe)(feed.channel))
+                confirmation = await _cancellable(pubsub.get_message(timeout=feed.answer_within))
                 feed.subscribed(confirmation, on_subscribed)
                 while True:
-                    if received := feed.received(await _next(pubsub, feed)):
+                    if received := feed.received(await _cancellable(_next(pubsub, feed))):
                         yield received
         except (RedisError, OSError) as error:
             delay = feed.lost(error)
         await asyncio.sleep(delay)
+
+
+async def _cancellable(call: Awaitable[Any]) -> Any:
+    # redis-py sends within asyncio.wait_for. In Python 3.11 that loses a cancellation which comes
+    # just as it ends, and we would listen on.
+    task: Any = asyncio.current_task()
+    before = task.cancelling()
+    try:
+        return await call
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 async def _next(pubsub: AsyncPubSub, feed: _Feed) -> object:

@@ -40,7 +40,8 @@ class Snapshot:
     """Which outbox ids had been given out at one moment, and which transactions had begun.
 
     Once every transaction below `next_transaction` has ended, no row with an id up to `last_id` can
-    appear any more: a transaction has its number before its row has an id (see `OutboxRow`).
+    appear any more: a transaction has its number before its row has an id (see `OutboxRow`), unless
+    `ids_at_once` is above 1.
     """
 
     last_id: int
@@ -63,6 +64,12 @@ def snapshot(connection: Connection) -> Snapshot:
         )
     ).one()
     return Snapshot(last_id or 0, following, oldest)
+
+
+def ids_at_once(connection: Connection) -> int:
+    """How many outbox ids a connection takes at once, as somebody may have altered it; else 1."""
+    cache = "SELECT seqcache FROM pg_sequence WHERE seqrelid = 'cos_events.outbox_id_seq'::regclass"
+    return int(connection.execute(text(cache)).scalar_one())
 
 
 def worth_a_look(

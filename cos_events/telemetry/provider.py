@@ -7,13 +7,19 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from cos_events.settings import get_settings
 from cos_events.telemetry.tracing import tracing
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_TIMEOUTS = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
 _OTLP = "opentelemetry.exporter.otlp.proto.http"
+
+EXPORT_SECONDS = 5.0
+"""How long a collector may take for a batch, retries included: at its end a process waits for it.
+The environment may say otherwise; OpenTelemetry's own default is ten."""
 
 
 def configure(role: str) -> None:
@@ -58,7 +64,10 @@ def flush(timeout: float = 2.0) -> None:
 
     provider: Any = trace.get_tracer_provider()
     if hasattr(provider, "force_flush"):
-        provider.force_flush(int(timeout * 1000))
+        # It does not look at its timeout: a silent collector would hold us up for the exporter's.
+        sending = Thread(target=provider.force_flush, args=(int(timeout * 1000),), daemon=True)
+        sending.start()
+        sending.join(timeout)
 
 
 def _whom() -> Literal["logfire", "collector"] | None:
@@ -112,5 +121,8 @@ def _use_opentelemetry(service: str) -> None:
         }
     )
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    exporter = OTLPSpanExporter(
+        timeout=None if any(os.environ.get(name) for name in _TIMEOUTS) else EXPORT_SECONDS
+    )
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)

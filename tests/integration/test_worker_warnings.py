@@ -21,12 +21,13 @@ URL = "redis://:pa55word@127.0.0.1:6390/0"
 @pytest.fixture
 def start(
     database: Engine, environment: Callable[..., None], caplog: pytest.LogCaptureFixture
-) -> Callable[[str, list[str]], str]:
-    """What a worker with this broker and these queues says."""
+) -> Callable[..., str]:
+    """What a worker with this broker, these queues and Celery settings says."""
     environment(BROKER_URL=URL)
 
-    def declare(broker: str, queues: list[str]) -> str:
+    def declare(broker: str, queues: list[str], **conf: object) -> str:
         app = install(Celery("warned", broker=broker, set_as_current=False))
+        app.conf.update(conf)
         _declare_queues(SimpleNamespace(app=app), {"queues": ",".join(queues)})
         return caplog.text
 
@@ -44,6 +45,20 @@ def test_a_worker_does_not_start_with_a_channel_that_cannot_be_used(
 
 def test_a_worker_as_it_should_be_is_not_warned(start: Callable[..., str]) -> None:
     assert start(URL, [PUBLISH_QUEUE, "reports"]) == ""
+
+
+@pytest.mark.parametrize("accepted", [["pickle"], []])
+def test_a_worker_that_would_throw_away_what_the_bus_sends_does_not_start(
+    start: Callable[..., str], accepted: list[str]
+) -> None:
+    with pytest.raises(SystemExit, match="cos-events: accept_content=.* has no 'json': add it"):
+        start(URL, [PUBLISH_QUEUE], accept_content=accepted)
+    assert start(URL, ["reports"], accept_content=accepted) == ""
+
+
+@pytest.mark.parametrize("accepted", [["pickle", "json"], {"application/json"}, None])
+def test_a_worker_that_accepts_json_starts(start: Callable[..., str], accepted: object) -> None:
+    assert start(URL, [PUBLISH_QUEUE], accept_content=accepted) == ""
 
 
 def test_a_misspelt_queue_is_named_with_what_is_meant(start: Callable[..., str]) -> None:

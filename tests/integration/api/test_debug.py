@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from redis import Redis
@@ -225,6 +227,47 @@ def test_debug_is_closed_in_development_to_other_machines(
         assert answer.status_code == 404
 
 
+@pytest.fixture
+def upload() -> Callable[..., tuple[int, str, int]]:
+    """Send a body a KiB at a time: the answer's status and text, and how many KiB were read."""
+
+    async def run(client: TestClient, kib: int, headers: dict[str, str]) -> tuple[int, str, int]:
+        read = 0
+
+        async def body() -> AsyncIterator[bytes]:
+            nonlocal read
+            for _ in range(kib):
+                read += 1
+                yield b" " * 1_024
+
+        transport = httpx.ASGITransport(client.app, client=("127.0.0.1", 50_000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as sender:
+            headers = {"Content-Type": "application/json", **headers}
+            answer = await sender.post("/debug/test-log", content=body(), headers=headers)
+        return answer.status_code, answer.text, read
+
+    return lambda client, kib, **headers: asyncio.run(run(client, kib, headers))
+
+
+@pytest.mark.parametrize(("token", "status"), [("", 404), (TOKEN, 401)])
+def test_who_may_not_look_is_answered_before_the_body_is_read(
+    connect: Connect, upload: Callable[..., tuple[int, str, int]], token: str, status: int
+) -> None:
+    client = connect(COS_EVENTS_ENVIRONMENT="production", COS_EVENTS_DEBUG_TOKEN=token)
+    assert upload(client, 1)[::2] == (status, 0)
+    assert upload(client, 1, **{"Content-Length": "999999999"})[::2] == (status, 0)
+
+
+def test_a_body_larger_than_any_event_is_refused_and_not_read(
+    connect: Connect, upload: Callable[..., tuple[int, str, int]]
+) -> None:
+    client = connect(COS_EVENTS_MAX_PAYLOAD_BYTES="2048")
+    refused = '{"detail":"the body is larger than 8,192 bytes"}'
+    assert upload(client, 8)[::2] == (422, 8)
+    assert upload(client, 100) == (413, refused, 9)
+    assert upload(client, 100, **{"Content-Length": "102400"}) == (413, refused, 0)
+
+
 @pytest.mark.parametrize("environment_name", ["development", "production"])
 @pytest.mark.parametrize(
     ("given", "status"),
@@ -240,6 +283,14 @@ def test_with_a_token_set_it_is_needed_everywhere(
     answer = client.get("/debug/messages", headers=headers)
     assert answer.status_code == status
     assert TOKEN not in answer.text
+
+
+def test_a_token_may_be_any_text(connect: Connect) -> None:
+    token = "ein-Schlüssel-für-🔑"
+    client = connect(COS_EVENTS_DEBUG_TOKEN=token)
+    for given, status in ((token, 200), (token.replace("ü", "u"), 401)):
+        headers = {"Authorization": f"Bearer {given}".encode()}
+        assert client.get("/debug/redis-health", headers=headers).status_code == status
 
 
 def test_an_error_that_nobody_expected_is_json_with_the_requests_id(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, text, update
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
@@ -77,6 +77,22 @@ def test_a_subscription_that_gets_nothing_is_not(
     with database.begin() as connection:
         connection.execute(update(SubscriptionRow).values(settled_through=10**6))
     assert connect().get("/health/ready").status_code == 200
+
+
+def test_a_sequence_with_a_cache_is_a_problem_with_its_remedy(
+    connect: Connect, database: Engine
+) -> None:
+    client = connect()
+    with database.begin() as connection:
+        connection.execute(text("ALTER SEQUENCE cos_events.outbox_id_seq CACHE 50"))
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503
+    (problem,) = answer.json()["problems"]
+    assert problem.startswith("each connection takes 50 outbox ids at once")
+    remedy = problem.partition(": ")[2].partition(",")[0]
+    with database.begin() as connection:
+        connection.execute(text(remedy))
+    assert client.get("/health/ready").status_code == 200
 
 
 def test_history_that_a_new_subscription_is_still_to_get_is_no_problem(

@@ -185,6 +185,24 @@ def test_a_listener_can_be_cancelled_while_the_server_is_away(
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.usefixtures("redis")
+def test_a_listener_can_be_cancelled_at_each_turn_of_its_start() -> None:
+    async def listen() -> None:
+        async for _ in subscribe_to_channel(NAME):
+            pass
+
+    async def run() -> None:
+        for turns in range(100):
+            task = asyncio.create_task(listen())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=10)
+            assert task.cancelled(), f"after {turns} turns of the loop it listens on"
+
+    asyncio.run(run())
+
+
 def test_a_listener_takes_no_connection_of_the_pool(
     redis: Redis, environment: Callable[..., None], listen: Callable[..., Listener]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,18 @@ with telemetry.span(names.RECORD, traceparent=sys.argv[1]) as span:
     pass
 print(tracing.tracing(), span.traceparent)
 telemetry.flush()
+"""
+LAST_WORDS = """
+import atexit, time
+def say(): print(time.monotonic() - begun)
+atexit.register(say)  # handlers run last in, first out: after the provider's
+from cos_events import telemetry
+from cos_events.telemetry import names
+telemetry.configure("worker")
+telemetry.start(names.COMMIT).end()
+begun = time.monotonic()
+telemetry.flush()
+say()
 """
 NOBODY = ("LOGFIRE_TOKEN", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME")
 
@@ -63,6 +76,18 @@ def test_spans_go_where_the_environment_says_those_of_a_forked_child_too(
     assert {each.service for each in collector.spans()} == {service}
     for each in (collector.one("record"), collector.one("attempt in_a_child")):
         assert [each.trace_id, each.parent_id] == CALLER.split("-")[1:3]
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["is silent", "refuses"])
+def test_a_process_ends_soon_though_its_collector(tmp_path: Path, listens: bool) -> None:
+    with socket.socket() as collector:
+        collector.bind(("127.0.0.1", 0))
+        if listens:
+            collector.listen()
+        url = f"http://127.0.0.1:{collector.getsockname()[1]}"
+        flushed, ended = map(float, run(tmp_path, LAST_WORDS, OTEL_EXPORTER_OTLP_ENDPOINT=url))
+    assert flushed < 4, "two seconds are allowed"
+    assert ended < 9, "and five for the exporter's last batch"
 
 
 def test_traces_that_are_switched_off_go_nowhere(collector: Collector, tmp_path: Path) -> None:
