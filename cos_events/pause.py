@@ -1,4 +1,4 @@
-"""What a worker process knows of pauses: looked up at most once a second a subscription."""
+"""What a worker process knows of pauses: who runs is looked up at most once a second."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from cos_events.store.pauses import PauseState
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0
-"""Seconds for which an answer is believed. A handler that is called once too often meanwhile meets
-the same outage, and its event is held as the others."""
+"""Seconds for which it is believed that none is paused. A handler that is called once too often
+meanwhile meets the same outage, and its event is held as the others. A pause is not believed: it
+may end at any moment, and the one event that probes then would be held."""
 
 
 class _Known:
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.states: dict[str, tuple[PauseState, float]] = {}
+        self.running: dict[str, float] = {}
 
 
 _known = PerProcess(_Known)
@@ -33,9 +34,8 @@ def state(name: str) -> PauseState:
     """Whether this subscription's handler may be called now."""
     known, now = _known.get(), time.monotonic()
     with known.lock:
-        found, seen_at = known.states.get(name, ("running", -LOOK_EVERY))
-        if now - seen_at < LOOK_EVERY:
-            return found
+        if now - known.running.get(name, -LOOK_EVERY) < LOOK_EVERY:
+            return "running"
     try:
         with get_engine().connect() as connection:
             found = pauses.state(connection, name)
@@ -72,4 +72,7 @@ def forget() -> None:
 def _note(name: str, found: PauseState) -> None:
     known = _known.get()
     with known.lock:
-        known.states[name] = found, time.monotonic()
+        if found == "running":
+            known.running[name] = time.monotonic()
+        else:
+            known.running.pop(name, None)

@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 
 from sqlalchemy import Connection, Engine, Row
+from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy
@@ -59,13 +60,26 @@ class Redelivery:
         Raises:
             BroadcastError: the broker does not answer, or did not take it; it is due again later.
         """
-        with self._engine.begin() as connection:
-            now = redelivery.snapshot(connection)
-            self._look_ahead(now)
-            looked_at = redelivery.worth_a_look(connection, now.last_id, self._after)
+        try:
+            with self._engine.begin() as connection:
+                now = redelivery.snapshot(connection)
+                self._look_ahead(now)
+                looked_at = redelivery.worth_a_look(connection, now.last_id, self._after)
+        except SQLAlchemyError:
+            self._forget()
+            raise
         return each_by_itself(partial(self._sweep_one, name, late=late) for name, late in looked_at)
 
+    def _forget(self) -> None:
+        self._seen, self._horizon = None, 0
+        self._looked_through.clear()
+
     def _look_ahead(self, now: Snapshot) -> None:
+        if now.last_id < self._horizon or (
+            self._seen and now.next_transaction < self._seen.next_transaction
+        ):
+            # Another server, which gives out ids again that this one lost.
+            self._forget()
         if self._seen and now.oldest_running >= self._seen.next_transaction:
             self._horizon = self._seen.last_id
             self._seen = None

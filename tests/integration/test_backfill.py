@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
-from cos_events import Envelope, record_event, relay
+from cos_events import Envelope, record_event
 from cos_events.broadcast import make_broadcaster, make_wire
 from cos_events.declaration import subscriber
 from cos_events.errors import SubscriptionError
@@ -52,7 +52,7 @@ def sweep(
     bus: Bus, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], int]]:
     """One turn of the relay with a backfill of ten at a time, and of the workers."""
-    monkeypatch.setattr(relay, "BACKFILL_SIZE", 10)
+    monkeypatch.setattr("cos_events.redelivery.BACKFILL_SIZE", 10)
     with closing(make_wire()) as wire:
         feeder = Feeder(database, wire, 1_000, again=60)
         redelivery = Redelivery(database, wire, after=60.0)

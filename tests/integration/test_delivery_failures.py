@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import billiard.common
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from conftest import Bus
 
 NOBODY_LISTENS = "amqp://127.0.0.1:1//"
-BILLIARDS: dict[str, Any] = {"__name__": "billiard.pool"}
-"""What stands in a pool's process for `sys.exit`: a function of that module."""
-exec("def exit(code=None): raise SystemExit(code)", BILLIARDS)
 AT_ONCE: dict[str, Any] = {"retry_backoff": False, "default_retry_delay": 0}
 """On RabbitMQ a delayed retry outlives its deleted queue, and then blocks all delayed messages."""
 
@@ -70,7 +68,11 @@ def test_every_way_to_fail_is_noted_and_tried_again(bus: Bus, handler: Callable[
 def test_sys_exit_is_a_failure_where_the_pool_has_put_its_own_in_its_place(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "exit", BILLIARDS["exit"])
+    def exit_(code: int) -> None:
+        raise SystemExit(code)
+
+    billiards = FunctionType(exit_.__code__, {**globals(), "__name__": "billiard.pool"})
+    monkeypatch.setattr(sys, "exit", billiards)
     name, raw = bus.declare(lambda message: sys.exit(3), **AT_ONCE), bus.record()
     assert bus.run(name, raw) == "RETRY"
     assert "called sys.exit()" in bus.row(name, raw).error

@@ -213,6 +213,27 @@ def test_what_a_person_paused_is_not_resumed_by_an_event(
     assert row(database).paused_until.year == 9999
 
 
+def test_a_probe_runs_where_the_pause_was_seen_a_moment_ago(
+    bus: Bus,
+    graph: Graph,
+    name: str,
+    database: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pause, "LOOK_EVERY", 3600.0)
+    first, second = bus.record(n=1), bus.record(n=2)
+    bus.run(name, first)
+    pause.forget()
+    bus.run(name, second)
+    assert bus.state(name, second) == "held"
+    graph.up = True
+    with database.begin() as connection:
+        connection.execute(update(SubscriptionRow).values(paused_until=datetime.now(UTC)))
+        connection.execute(update(DeliveryRow).values(state="retrying"))
+    bus.run(name, first)
+    assert (bus.state(name, first), row(database).paused_until) == ("delivered", None)
+
+
 def test_a_pause_that_cannot_be_ended_now_ends_later(
     bus: Bus, graph: Graph, name: str, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, delete, select, text
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
@@ -28,6 +28,32 @@ def test_the_watermark_follows_the_deliveries_and_stops_at_the_first_gap(
     relay.sweep()
     relay.sweep()
     assert watermark(database, subscription.name) == 10
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_a_server_that_lost_the_last_transactions_is_not_taken_for_the_one_before(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    had = record(database, 10)
+    published(database, had, ago=1)
+    delivered(database, subscription, had)
+    for _ in range(3):
+        relay.sweep()
+    assert watermark(database, subscription.name) == 10
+    with database.begin() as connection:
+        connection.execute(delete(OutboxRow))
+        connection.execute(delete(DeliveryRow))
+        connection.execute(text("UPDATE cos_events.subscription SET settled_through = 0"))
+        connection.execute(text("ALTER SEQUENCE cos_events.outbox_id_seq RESTART"))
+    with Session(database) as session:
+        late = record_event(session, "event_log", {})
+        session.flush()
+        for _ in range(3):
+            relay.sweep()
+        session.commit()
+    published(database, [late], ago=3600)
+    relay.sweep()
+    assert [event_id for event_id, _ in taken_from(subscription.name)] == [late]
 
 
 def test_a_subscription_is_left_alone_until_something_of_it_can_be_overdue_or_it_is_far_behind(
