@@ -12,10 +12,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import Connection, event
-from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction
+from sqlalchemy.orm import Session, SessionTransaction, UOWTransaction, scoped_session
 
 from cos_events import telemetry
 from cos_events.dispatcher import wake
@@ -23,6 +23,14 @@ from cos_events.store import writing
 from cos_events.store.engine import wait_when_committing
 from cos_events.store.models import OutboxRow
 from cos_events.telemetry import names
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+
+AnySession: TypeAlias = (
+    "Session | scoped_session[Any] | AsyncSession | async_scoped_session[AsyncSession]"
+)
+"""A session that an application records in."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +54,7 @@ class _Recorded:
     span: telemetry.Span | None = None
 
 
-def watch(session: Session) -> AbstractContextManager[object]:
+def watch(session: AnySession) -> AbstractContextManager[object]:
     """Follow what this session records; harmless if it is followed already.
 
     Returns:

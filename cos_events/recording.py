@@ -10,10 +10,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from pydantic import JsonValue, ValidationError
-from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from cos_events import capture, telemetry
+from cos_events.capture import AnySession
 from cos_events.context import current_request_id
 from cos_events.envelope import Envelope, why_no_name, wrong_fields
 from cos_events.errors import InvalidEnvelope, InvalidPayload
@@ -99,7 +99,7 @@ def encode(envelope: Envelope) -> str:
 
 
 def record(
-    session: Session, envelope: Envelope, raw: str, companions: Sequence[Companion] = ()
+    session: AnySession, envelope: Envelope, raw: str, companions: Sequence[Companion] = ()
 ) -> UUID:
     """Put an encoded envelope into the outbox, within the session's transaction.
 
@@ -128,7 +128,7 @@ def record(
 
 
 def record_event(  # noqa: PLR0913 - the fields of the envelope
-    session: Session,
+    session: AnySession,
     event_type: str,
     data: Mapping[str, Any],
     *,
@@ -143,8 +143,7 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
     Writes one row when the session flushes; neither flushes nor commits.
 
     Args:
-        session: any SQLAlchemy session on the bus's database (of an AsyncSession its
-            `sync_session`).
+        session: any SQLAlchemy session on the bus's database, also an AsyncSession.
         event_type: what happened, a lower-case name such as `event_log`.
         data: the content: JSON values under string keys.
         base_log_id: the event's identity; a new time-ordered UUID by default.

@@ -59,7 +59,11 @@ def command(
     with progress_bar("replaying", total) as done:
         held, left_out = replay.run_again(subscription, selection, done)
     if wait:
-        _follow(subscription, held)
+        try:
+            _follow(subscription, held)
+        except KeyboardInterrupt:
+            click.echo(f"no longer waiting: {held:,} events run again all the same", err=True)
+            raise SystemExit(130) from None
     what = "replayed" if wait else "run again as the queue has room"
     _say(subscription, held, what, as_json, left_out)
 

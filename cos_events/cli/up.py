@@ -86,7 +86,7 @@ def _run(broker_url: str | None, data: Path | None) -> None:
             click.echo(f"logs      {folder}")
             there = f"COS_EVENTS_HOME={folder} " if data else ""
             click.echo(
-                f"ready; try `{there}cos-events record FILE` and `{there}cos-events status`; "
+                f"ready; try `{there}cos-events listen` and `{there}cos-events status`; "
                 "Ctrl-C ends it"
             )
             while True:

@@ -9,9 +9,8 @@ from uuid import UUID
 
 from pydantic import ValidationError
 from sqlalchemy import Table
-from sqlalchemy.orm import Session
 
-from cos_events.capture import watch
+from cos_events.capture import AnySession, watch
 from cos_events.envelope import wrong_fields
 from cos_events.errors import InvalidPayload
 from cos_events.l1.content import Content, EventLogContent, PromptTraceContent
@@ -29,7 +28,7 @@ KINDS: dict[str, tuple[type[Content], Table]] = {
 
 
 def log_l1(  # noqa: PLR0913 - the fields of the record
-    session: Session,
+    session: AnySession,
     event_type: EventType,
     data: Mapping[str, Any],
     *,
