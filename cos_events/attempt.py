@@ -12,7 +12,7 @@ from traceback import walk_tb
 from typing import Any
 from uuid import UUID
 
-from psycopg2.extensions import TRANSACTION_STATUS_INERROR
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, TRANSACTION_STATUS_INERROR
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
@@ -256,7 +256,10 @@ def _require_open(session: Session, begun: SessionTransaction) -> None:
         raise Unsuccessful("the handler ended its session's transaction")
     # PostgreSQL would answer COMMIT with ROLLBACK then, and no error.
     driver: Any = session.connection().connection.dbapi_connection
-    if driver.get_transaction_status() == TRANSACTION_STATUS_INERROR:
+    status = driver.get_transaction_status()
+    if status == TRANSACTION_STATUS_IDLE:
+        raise Unsuccessful("the handler ended its session's transaction, past the session")
+    if status == TRANSACTION_STATUS_INERROR:
         raise Unsuccessful(
             "the handler went on after a statement had failed: try that within "
             "session.begin_nested()"

@@ -68,9 +68,14 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         first_failed_at = _note(subscriber, envelope, outcome, retries + 1, error, deaths=deaths)
     except Exception as away:  # noqa: BLE001 - without its note, the attempt did not happen
         return wait_for_ledger(task, [raw], away, retries)
-    if first_failed_at is None:
-        return None
     event_id, text = envelope.base_log_id, describe(error)
+    if first_failed_at is None:
+        logger.warning(
+            "%s: event %s failed, but is delivered or dead already, by another copy or by a commit "
+            "past the session: %s%s",
+            *(subscriber.name, event_id, text, innermost_frame(error)),
+        )
+        return None
     if isinstance(outcome, RetryAfter):
         logger.warning(
             "%s: event %s failed, attempt %d, the next in %.0f s: %s%s",

@@ -43,7 +43,8 @@ class Outcome:
         attempts: how often the handler ran for it.
         since: when the ledger noted that.
         next_attempt_at: when it runs next at the earliest, if it waits for a moment.
-        why: the last error, or what it waits for; empty where there is nothing to say.
+        why: what it waits for, the last error, whether it was replayed or corrected; empty where
+            there is nothing to say.
     """
 
     subscription: str
@@ -90,6 +91,8 @@ def outcomes(connection: Connection, event_id: UUID, grace: timedelta) -> list[O
             DeliveryRow.next_attempt_at,
             DeliveryRow.error,
             blocked().label("blocked"),
+            DeliveryRow.generation,
+            DeliveryRow.correction.is_not(None).label("corrected"),
         )
         .select_from(SubscriptionRow)
         .join(OutboxRow, OutboxRow.event_id == event_id)
@@ -117,13 +120,16 @@ def _known(row: Any) -> Outcome:
             waits_for = "another event of its key comes first"
         elif row.holding:
             waits_for = "its queue is full"
+    times = "once" if row.generation == 1 else f"{row.generation} times"
+    replayed = f"replayed {times} by `cos-events replay`" if row.generation else ""
+    corrected = "with a corrected payload" if row.corrected else ""
     return Outcome(
         row.name,
         row.state,
         row.attempts,
         row.updated_at,
         None if due == AT_ONCE else due,
-        "; ".join(filter(None, (waits_for, row.error))),
+        "; ".join(filter(None, (waits_for, row.error, replayed, corrected))),
     )
 
 

@@ -84,6 +84,10 @@ def swallow(session: Session) -> None:
         session.execute(text("SELECT 1 / 0"))
 
 
+def driver_of(session: Session) -> Any:
+    return session.connection().connection
+
+
 def commit_and_fail(session: Session) -> None:
     session.commit()
     raise OSError("the mail server is away")
@@ -96,8 +100,12 @@ def commit_and_fail(session: Session) -> None:
         (lambda session: session.rollback(), "ended its session's transaction"),
         (lambda session: session.commit(), "committed its session"),
         (commit_and_fail, "committed its session"),
+        (lambda session: driver_of(session).rollback(), "past the session"),
     ],
-    ids=["an error is swallowed", "it rolls back", "it commits", "it commits and fails"],
+    ids=[
+        *("an error is swallowed", "it rolls back", "it commits", "it commits and fails"),
+        "its driver rolls back",
+    ],
 )
 def test_a_handler_that_ends_its_transaction_or_goes_on_in_a_broken_one_has_failed(
     bus: Any, handle: Callable[[Session], None], sentence: str
@@ -108,6 +116,20 @@ def test_a_handler_that_ends_its_transaction_or_goes_on_in_a_broken_one_has_fail
     row = bus.row(name, raw)
     assert (row.state, row.attempts) == ("dead", 1)
     assert sentence in row.error
+
+
+def test_a_failure_after_a_commit_past_the_session_is_said(
+    bus: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handler(message: Envelope, session: Session) -> None:
+        driver_of(session).commit()
+        session.execute(text("SELECT 1"))
+        raise OSError("the rest failed")
+
+    name, raw = bus.declare(handler), bus.record()
+    bus.run(name, raw)
+    assert bus.state(name, raw) == "delivered"
+    assert "failed, but is delivered or dead already, by another copy or by a commit" in caplog.text
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1 / 0"])

@@ -164,6 +164,27 @@ def test_a_retry_that_is_held_until_its_time_says_when_and_the_error(
     assert datetime.fromisoformat(shown["next_attempt_at"]) == later
 
 
+def test_what_was_replayed_or_corrected_says_so(
+    subscribe: Callable[..., None],
+    add_event: Callable[..., UUID],
+    hold: Callable[..., None],
+    outcomes: Callable[[UUID], Outcomes],
+) -> None:
+    names = ("once", "often", "mended")
+    for name in names:
+        subscribe(name)
+    event_id = add_event(published=1, **dict.fromkeys(names, "delivered"))
+    for name, columns in zip(
+        names, ({"generation": 1}, {"generation": 3}, {"correction": "{}"}), strict=True
+    ):
+        hold(event_id, name, state="delivered", **columns)
+    assert outcomes(event_id) == {
+        "once": ("delivered", "replayed once by `cos-events replay`"),
+        "often": ("delivered", "replayed 3 times by `cos-events replay`"),
+        "mended": ("delivered", "with a corrected payload"),
+    }
+
+
 def test_an_event_that_is_not_there_says_whether_some_were_dropped(
     database: Engine, cli: Callable[..., Result], sentence: Callable[[Result], str]
 ) -> None:
