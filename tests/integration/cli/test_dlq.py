@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 from click.testing import Result
@@ -360,24 +360,6 @@ def test_a_dry_run_says_how_each_would_end_and_writes_nothing(
         assert connection.scalar(text("SELECT count(*) FROM cos_l2.activity")) == 0
 
 
-def test_a_dry_run_tries_all_of_them(
-    subscribe: Callable[..., None], add_event: AddEvent, cli: Cli
-) -> None:
-    subscribe("activity")
-    for _ in range(102):
-        add_event(published=60, activity="dead")
-    result = cli("dlq", "replay", "activity", "--dry-run", "--json")
-    assert len(json.loads(result.output)) == 102
-    limited = cli("dlq", "replay", "activity", "--dry-run", "--json", "--limit", 2)
-    assert len(json.loads(limited.output)) == 2
-
-
-def test_a_dry_run_does_not_edit(cli: Cli) -> None:
-    result = cli("dlq", "replay", "mailer", "--dry-run", "--edit", uuid4())
-    assert result.exit_code == 2
-    assert "--dry-run changes nothing, --edit does" in result.output
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -395,18 +377,6 @@ def test_unusable_messages_are_chosen_by_no_filter(
     assert result.exit_code == 2
     assert "it takes no filter" in result.output
     assert drained(f"{name}.dlq") == [b"no envelope"]
-
-
-def test_a_dry_run_of_a_handler_without_a_session_is_refused(
-    subscribe: Callable[..., None], add_event: AddEvent, run_program: Callable[..., Any]
-) -> None:
-    subscribe("mailer")
-    add_event(published=60, mailer="dead")
-    app = "cos_events.cli.demo.app"
-    result = run_program("dlq", "replay", "mailer", "--dry-run", "-A", app)
-    assert result.returncode == 1
-    assert "mailer takes no session: what its handler does could not be undone" in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 def test_an_event_that_is_no_uuid_is_a_usage_error(cli: Cli) -> None:
