@@ -21,7 +21,7 @@ def redelivered(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return lambda was: monkeypatch.setattr("cos_events.delivery._is_redelivered", lambda _: was)
 
 
-class Killed(BaseException):
+class Killed(KeyboardInterrupt):
     """Ends a delivery as the death of its process does: nothing is noted."""
 
 
