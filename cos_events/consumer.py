@@ -4,15 +4,15 @@ A broadcast carries the plain envelope. Here it becomes an execution of its subs
 task without a second trip over the broker, so that acknowledging the task acknowledges the
 delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
 this touches is in this file: `Consumer.create_task_handler`, `on_decode_error`,
-`initial_prefetch_count`, `task_consumer`, `task_buckets`, `controller`, `pool`, `hub`, `timer`. Its
-strategies stay its own.
+`initial_prefetch_count`, `qos`, `task_consumer`, `task_buckets`, `controller`, `pool`, `hub`,
+`timer`. Its strategies stay its own.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -110,33 +110,42 @@ class DeliveryStep(bootsteps.StartStopStep):
         self._consumer = consumer
         self._subscribers = subscribers_of(consumer.app)
         self._gatherings: dict[str, Batching | Lane] = {}
-        self._in_hand: tuple[Batching | Lane, ...] = ()
+        self._others: tuple[Batching | Lane, ...] = ()
+        self._gather: Callable[[Subscriber], Batching | Lane]
         self._next_turn: NextTurn | None = None
         self._make_task_handler = consumer.create_task_handler
         self._on_decode_error = consumer.on_decode_error
         consumer.create_task_handler = self._create_task_handler
         consumer.on_decode_error = self._undecodable
-        # Only what the broker has handed out can be gathered.
-        consumer.initial_prefetch_count = max(
-            consumer.initial_prefetch_count,
-            min(self._batches(), MAX_PREFETCH),
-            self._wake_ups(),
-        )
+        self._widen_prefetch()
 
-    def _wake_ups(self) -> int:
+    def _widen_prefetch(self) -> int:
+        """Make room for the batches of what is consumed by now; by how many messages."""
+        consumer = self._consumer
+        consumed = consumer.app.amqp.queues.consume_from
+        before = consumer.initial_prefetch_count
+        # Only what the broker has handed out can be gathered. None is no bound: nothing is wider.
+        if before:
+            consumer.initial_prefetch_count = max(
+                before,
+                min(self._batches(consumed), MAX_PREFETCH),
+                self._wake_ups(consumed),
+            )
+        return int(consumer.initial_prefetch_count - before)
+
+    def _wake_ups(self, consumed: Mapping[str, Any]) -> int:
         """The wake-ups in hand, where they count: what is not acknowledged does not."""
-        queue = self._consumer.app.amqp.queues.consume_from.get(PUBLISH_QUEUE)
+        queue = consumed.get(PUBLISH_QUEUE)
         return WAKE_UPS_IN_HAND if queue is not None and not queue.no_ack else 0
 
-    def _batches(self) -> int:
-        """The messages of a batch for each process; two for what is not consumed from the start."""
+    def _batches(self, consumed: Mapping[str, Any]) -> int:
+        """The messages of a batch for each process, and at least two."""
         consumer = self._consumer
         processes = consumer.controller.max_concurrency or consumer.pool.limit
-        consumed = consumer.app.amqp.queues.consume_from
         return sum(
-            max(2, processes if each.name in consumed else 0) * each.batch_size
+            max(2, processes) * each.batch_size
             for each in self._subscribers.values()
-            if each.batch_size > 1
+            if each.batch_size > 1 and each.name in consumed
         )
 
     def start(self, consumer: Any) -> None:
@@ -146,7 +155,7 @@ class DeliveryStep(bootsteps.StartStopStep):
 
     def stop(self, _consumer: Consumer) -> None:
         """The connection is going away, and the gathered messages with it."""
-        for gathering in self._in_hand:
+        for gathering in (*self._gatherings.values(), *self._others):
             gathering.forget()
         if self._next_turn is not None:
             self._next_turn.close()
@@ -161,9 +170,8 @@ class DeliveryStep(bootsteps.StartStopStep):
         if consumer.hub:
             self._next_turn = NextTurn(consumer.hub)
             queueing = Queueing(run, lambda: consumer.pool.num_processes, self._next_turn)
-        self._gatherings = {
-            each.name: self._gather(each, run, queueing) for each in self._subscribers.values()
-        }
+        self._gatherings = {}
+        self._gather = partial(self._gathering, run=run, queueing=queueing)
         singly = partial(Batching, run=run, timer=consumer.timer, size=1, timeout=0)
         wake_ups: Batching | Lane
         redelivered: Batching | Lane
@@ -178,9 +186,9 @@ class DeliveryStep(bootsteps.StartStopStep):
         limited = singly(delivery_of)
         lanes = {
             each: limited if self._is_rate_limited(each) else redelivered
-            for each in self._gatherings
+            for each in self._subscribers
         }
-        self._in_hand = (*self._gatherings.values(), wake_ups, redelivered)
+        self._others = (wake_ups, redelivered)
 
         def on_message(message: Message) -> None:
             gathering = self._gathering_of(message)
@@ -197,7 +205,7 @@ class DeliveryStep(bootsteps.StartStopStep):
 
         return on_message
 
-    def _gather(
+    def _gathering(
         self, subscriber: Subscriber, run: Callable[[Message], None], queueing: Queueing | None
     ) -> Batching | Lane:
         consumer = self._consumer
@@ -213,7 +221,14 @@ class DeliveryStep(bootsteps.StartStopStep):
 
     def _gathering_of(self, message: Message) -> Batching | Lane | None:
         name = (message.delivery_info or {}).get("routing_key")
-        return self._gatherings.get(name) if isinstance(name, str) else None
+        if not isinstance(name, str):
+            return None
+        found = self._gatherings.get(name)
+        if found is None and name in self._subscribers:
+            found = self._gatherings[name] = self._gather(self._subscribers[name])
+            # Perhaps it is consumed since `start_consuming` only.
+            self._consumer.qos.increment_eventually(self._widen_prefetch())
+        return found
 
     def _undecodable(self, message: Message, error: Exception) -> None:
         gathering = self._gathering_of(message)

@@ -23,7 +23,7 @@ from cos_events import broker, telemetry
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError
-from cos_events.process import PerProcess
+from cos_events.process import PerProcess, forks
 from cos_events.settings import get_settings
 from cos_events.task_message import EMBED, task_headers
 from cos_events.telemetry import names
@@ -104,9 +104,10 @@ class Dispatcher:
             else:
                 self._closing.wait(self._interval - since)
             sent_at = time.monotonic()
-            ids, ended = self._gather(first)
-            for start in range(0, len(ids), MAX_IDS):
-                self._dispatch(ids[start : start + MAX_IDS])
+            with forks.wait():
+                ids, ended = self._gather(first)
+                for start in range(0, len(ids), MAX_IDS):
+                    self._dispatch(ids[start : start + MAX_IDS])
 
     def _gather(self, first: _Committed | None) -> tuple[list[int], bool]:
         """All ids that wait; and whether that was the end."""

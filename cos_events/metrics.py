@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cos_events import broker, telemetry
 from cos_events.error_text import one_line
 from cos_events.errors import BrokerAway, ConfigurationError
+from cos_events.process import forks
 from cos_events.store.engine import get_engine
 from cos_events.store.lag import Lag, lags
 from cos_events.store.ledger import Backlog, backlog
@@ -88,8 +89,9 @@ class _Books:
         families = {
             each: GaugeMetricFamily(each.name, each.help, labels=each.labels) for each in _READ
         }
-        for metric, labels, value in _read():
-            families[metric].add_metric(labels, value)
+        with forks.wait():
+            for metric, labels, value in _read():
+                families[metric].add_metric(labels, value)
         yield from families.values()
 
 

@@ -1,13 +1,17 @@
-"""State that belongs to one process, or one thread of it, and must not be shared over a fork."""
+"""What a fork must not share: state of one process or thread, and locks that a thread holds."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+FORK_WAITS = 5.0
+"""Seconds. What takes a thread longer waits for a server, and holds no lock meanwhile."""
 
 
 class PerProcess(Generic[T]):
@@ -54,3 +58,49 @@ class PerThread(threading.local, Generic[T]):
             self._pid = os.getpid()
             self._value = self._make()
         return self._value
+
+
+class _Forks:
+    """Has a fork of this process wait for what other threads have in hand."""
+
+    def __init__(self) -> None:
+        self._forget()
+        os.register_at_fork(
+            before=self._hold, after_in_parent=self._release, after_in_child=self._forget
+        )
+
+    def _forget(self) -> None:
+        self._changed = threading.Condition()
+        self._in_hand = 0
+        self._forking = False
+
+    def _hold(self) -> None:
+        self._changed.acquire()
+        self._forking = True
+        self._changed.wait_for(lambda: not self._in_hand, FORK_WAITS)
+
+    def _release(self) -> None:
+        self._forking = False
+        self._changed.notify_all()
+        self._changed.release()
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Do this in a thread while no child is forked.
+
+        A pool's child is forked whenever one is to be replaced. A lock of a library's that a thread
+        held just then, such as that of a pool of connections, would never be released in the child.
+        """
+        with self._changed:
+            # A fork that waited for whoever begins would wait for ever.
+            self._changed.wait_for(lambda: not self._forking)
+            self._in_hand += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._in_hand -= 1
+                self._changed.notify_all()
+
+
+forks = _Forks()

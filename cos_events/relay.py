@@ -19,6 +19,7 @@ from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder
+from cos_events.process import forks
 from cos_events.publisher import BATCH_SIZE, publish_once
 from cos_events.redelivery import Redelivery
 from cos_events.retention import Retention
@@ -81,7 +82,7 @@ class Relay:
 def _swept(sweep: Callable[[], int], breaker: CircuitBreaker) -> int:
     """How much it has moved; nothing where it failed."""
     try:
-        with breaker:
+        with breaker, forks.wait():
             return sweep()
     except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
         logger.debug("the relay waits: %s", one_line(error))

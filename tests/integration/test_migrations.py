@@ -212,3 +212,23 @@ def test_every_migration_is_packaged_with_the_program() -> None:
 def test_the_workers_migrations_are_found_by_an_entry_point() -> None:
     found = {each.name: each.value for each in entry_points(group="cos_events.migrations")}
     assert found["workers"] == "workers:migrations"
+
+
+def test_an_installed_packages_migrations_are_its_own_whatever_else_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, application = tmp_path / "site", tmp_path / "application"
+    for root in (site, application):
+        (root / "parcels" / "migrations").mkdir(parents=True)
+        (root / "parcels" / "__init__.py").touch()
+    about = site / "parcels-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: parcels\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[cos_events.migrations]\nparcels = parcels:migrations\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.syspath_prepend(application)
+    locations = str(migrations._config().get_main_option("version_locations")).splitlines()
+    assert str(site / "parcels" / "migrations") in locations
+    assert not any("application" in each or each == "parcels:migrations" for each in locations)

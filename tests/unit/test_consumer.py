@@ -14,6 +14,7 @@ import pytest
 from celery import Celery
 from celery.worker.consumer import Consumer
 from kombu.asynchronous import Hub
+from kombu.common import QoS
 from kombu.message import Message
 
 from cos_events import install, subscriber
@@ -281,8 +282,8 @@ def test_a_time_limit_of_the_whole_application_keeps_messages_apart(
 class Worker:
     """What of Celery's consumer the step uses; `ran` are the tasks that Celery was given."""
 
-    initial_prefetch_count = 0
-    timer = None
+    initial_prefetch_count = 4
+    timer = Mock()
 
     bucket_for_task: Callable[[Any], Any]
 
@@ -291,6 +292,7 @@ class Worker:
         self.hub = Hub()
         self.task_buckets: dict[str, Any] = {}
         self.task_consumer = SimpleNamespace(channel=Mock(spec=Channel))
+        self.qos = QoS(Mock(), self.initial_prefetch_count)
         self.pool = SimpleNamespace(num_processes=1, limit=1)
         self.controller = SimpleNamespace(max_concurrency=1)
 
@@ -315,6 +317,45 @@ def test_copies_that_wait_for_celerys_rate_limit_hold_up_no_other_subscription(
         on_message(Part(delivery_info={"routing_key": name, "redelivered": True}))  # type: ignore[arg-type] # a Message
     worker.hub.run_once()
     assert [each.headers["task"] for each in worker.ran] == [slow, slow, plain]
+    step.stop(worker)  # type: ignore[arg-type] # as much of it as is used
+    worker.hub.close()
+
+
+def test_a_worker_makes_room_for_batches_of_what_it_consumes(
+    declared: Callable[..., Subscriber],
+) -> None:
+    batched = declared(batch_size=100)
+    app = declared.task.app  # type: ignore[attr-defined]
+    for consumed, prefetch in ([batched.name], 200), (["other"], 4):
+        app.amqp.queues.select(consumed)
+        worker = Worker(app)
+        DeliveryStep(worker)
+        assert worker.initial_prefetch_count == prefetch
+
+
+def test_a_worker_without_a_bound_gets_none(declared: Callable[..., Subscriber]) -> None:
+    batched = declared(batch_size=100)
+    app = declared.task.app  # type: ignore[attr-defined]
+    app.amqp.queues.select([batched.name])
+    worker = Worker(app)
+    worker.initial_prefetch_count = 0
+    DeliveryStep(worker)
+    assert worker.initial_prefetch_count == 0
+
+
+def test_a_worker_makes_room_for_batches_of_what_it_begins_to_consume(
+    declared: Callable[..., Subscriber],
+) -> None:
+    batched = declared(batch_size=100)
+    app = declared.task.app  # type: ignore[attr-defined]
+    app.amqp.queues.select(["other"])
+    worker = Worker(app)
+    step = DeliveryStep(worker)
+    on_message = worker.create_task_handler()
+    app.amqp.queues.select_add(batched.name)
+    for _ in range(2):
+        on_message(Part(delivery_info={"routing_key": batched.name}))  # type: ignore[arg-type] # a Message
+    assert (worker.initial_prefetch_count, worker.qos.value) == (200, 200)
     step.stop(worker)  # type: ignore[arg-type] # as much of it as is used
     worker.hub.close()
 

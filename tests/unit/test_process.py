@@ -1,27 +1,14 @@
-"""State of one process, or one thread of it, is not shared over a fork."""
+"""State of one process or thread is not shared over a fork, nor a lock that a thread holds."""
 
 import os
 import threading
-from collections.abc import Callable
+import time
 
-from cos_events.process import PerProcess, PerThread
+import pytest
+from forking import said_by_a_child
 
-
-def said_by_a_child(say: Callable[[], str]) -> str:
-    """What a forked child says before it ends."""
-    reading, writing = os.pipe()
-    if not (child := os.fork()):
-        said = "it raised"
-        try:
-            said = say()
-        finally:
-            os.write(writing, said.encode())
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    os.waitpid(child, 0)
-    return said
+from cos_events import process
+from cos_events.process import PerProcess, PerThread, forks
 
 
 def made_by() -> list[int]:
@@ -110,3 +97,44 @@ def test_a_forked_child_makes_its_own_threads_value() -> None:
     value = PerThread(made_by)
     assert value.get() == [os.getpid()]
     assert said_by_a_child(lambda: str(value.get() == [os.getpid()])) == "True"
+
+
+def test_a_fork_waits_for_what_a_thread_has_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "FORK_WAITS", 60.0)
+    lock, held = threading.Lock(), threading.Event()
+
+    def hold() -> None:
+        with forks.wait(), lock:
+            held.set()
+            time.sleep(0.2)  # the fork begins meanwhile
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    assert said_by_a_child(lambda: str(lock.acquire(timeout=5))) == "True"
+    thread.join(10)
+
+
+def test_a_fork_does_not_wait_for_long_and_its_child_has_nothing_in_hand(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "FORK_WAITS", 0.05)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with forks.wait():
+            held.set()
+            go_on.wait(60)
+
+    def fork_a_grandchild() -> str:
+        monkeypatch.setattr(process, "FORK_WAITS", 60.0)
+        with forks.wait():
+            pass
+        return said_by_a_child(lambda: "it went on")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    assert said_by_a_child(fork_a_grandchild) == "it went on"
+    go_on.set()
+    thread.join(10)

@@ -6,7 +6,8 @@ whose value is `package:folder`; they are a branch of their own and may depend o
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
@@ -46,10 +47,23 @@ def current(connection: Connection) -> list[str]:
 
 def _config() -> Config:
     config = Config()
-    locations = [each.value for each in entry_points(group="cos_events.migrations")]
+    locations = [_location(each) for each in entry_points(group="cos_events.migrations")]
     config.set_main_option("script_location", "cos_events:store/migrations")
     config.set_main_option("path_separator", "newline")
     config.set_main_option(
         "version_locations", "\n".join(["cos_events:store/migrations/versions", *sorted(locations)])
     )
     return config
+
+
+def _location(entry: EntryPoint) -> str:
+    """A folder among its own distribution's files; `package:folder` where they lie elsewhere.
+
+    An application's package of the same name, `workers` say, comes before it when imported.
+    """
+    package, _, folder = entry.value.partition(":")
+    if entry.dist is not None:
+        found = Path(str(entry.dist.locate_file("/".join((*package.split("."), folder)))))
+        if found.is_dir():
+            return str(found)
+    return entry.value
