@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import defaultdict
-from collections.abc import Awaitable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from traceback import walk_tb
@@ -93,7 +93,7 @@ def attempt(
                 fresh = deliveries.settle(session, name, ids, attempts)
             settled_at = monotonic()
             with _unless_lost(session.connection()):
-                call_within(begun, subscriber, [by_id[each] for each in ids if each in fresh])
+                call_within(begun, subscriber, _as_corrected(envelopes, fresh))
             rest = ids - fresh.keys()
             with ledger():
                 known = deliveries.due(session, name, rest, attempts) if rest else {}
@@ -102,16 +102,15 @@ def attempt(
         _count(name, by_id, fresh, monotonic() - settled_at)
         return fresh.keys(), rest - known.keys()
     due, strangers = due_of(subscriber, envelopes, retries)
-    if to_run := [by_id[each] for each in ids if each in due]:
-        call(subscriber, to_run)
-        settle(subscriber, to_run, retries)
-    return due, strangers
+    call(subscriber, list(due.values()))
+    settle(subscriber, due.values(), retries)
+    return due.keys(), strangers
 
 
 def due_of(
     subscriber: Subscriber, envelopes: Collection[Envelope], retries: int
-) -> tuple[set[UUID], set[UUID]]:
-    """Which of the events are due; and which were never recorded in this database.
+) -> tuple[dict[UUID, Envelope], set[UUID]]:
+    """The events that are due, as they shall be handled; and those never recorded in this database.
 
     Raises:
         LedgerAway: nobody can say.
@@ -119,7 +118,20 @@ def due_of(
     ids = {envelope.base_log_id for envelope in envelopes}
     with ledger(), get_autocommit_engine().connect() as connection:
         found = deliveries.due(connection, subscriber.name, ids, retries + 1)
-    return {event_id for event_id, due in found.items() if due}, ids - found.keys()
+    due = {event_id: each for event_id, each in found.items() if each.due}
+    chosen = {each.base_log_id: each for each in _as_corrected(envelopes, due)}
+    return chosen, ids - found.keys()
+
+
+def _as_corrected(
+    envelopes: Iterable[Envelope], known: Mapping[UUID, deliveries.Settled | deliveries.Due]
+) -> list[Envelope]:
+    """Those that are known, each as a person has corrected it: a copy from before may come late."""
+    found = {each.base_log_id: each for each in envelopes if each.base_log_id in known}
+    for event_id in found:
+        if (correction := known[event_id].correction) is not None:
+            found[event_id] = Envelope.decode(correction)
+    return list(found.values())
 
 
 def settle(subscriber: Subscriber, envelopes: Collection[Envelope], retries: int) -> None:
@@ -132,16 +144,19 @@ def settle(subscriber: Subscriber, envelopes: Collection[Envelope], retries: int
         return
     by_id = {envelope.base_log_id: envelope for envelope in envelopes}
     with ledger(), get_autocommit_engine().connect() as connection:
-        ages = deliveries.settle(connection, subscriber.name, by_id, retries + 1)
-    _count(subscriber.name, by_id, ages)
+        fresh = deliveries.settle(connection, subscriber.name, by_id, retries + 1)
+    _count(subscriber.name, by_id, fresh)
 
 
 def _count(
-    name: str, by_id: Mapping[UUID, Envelope], ages: Mapping[UUID, float], since: float = 0.0
+    name: str,
+    by_id: Mapping[UUID, Envelope],
+    fresh: Mapping[UUID, deliveries.Settled],
+    since: float = 0.0,
 ) -> None:
     latencies = defaultdict(list)
-    for event_id, age in ages.items():
-        latencies[by_id[event_id].source_module].append(age + since)
+    for event_id, each in fresh.items():
+        latencies[by_id[event_id].source_module].append(each.age + since)
     for module, seconds in latencies.items():
         telemetry.count(names.DELIVERED, module, name, by=len(seconds))
         telemetry.observe(names.DELIVERY_LATENCY, module, name, seconds=seconds)

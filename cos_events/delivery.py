@@ -87,16 +87,16 @@ def _deliver_in_turn(
             return True
         due, strangers = due_of(subscriber, envelopes.values(), retries)
         for raw, envelope in envelopes.items():
-            if envelope.base_log_id not in due:
+            if (chosen := due.pop(envelope.base_log_id, None)) is None:
                 continue
             try:
                 its = telemetry.in_hand(raw).traceparent
                 with telemetry.span(names.ATTEMPT, task.name, number, its):
-                    call(subscriber, [envelope])
+                    call(subscriber, [chosen])
             except Exception as error:  # noqa: BLE001 - whatever the handler raises
                 failed[raw] = error
             else:
-                done.append(envelope)
+                done.append(chosen)
         settle(subscriber, done, retries)
         gate.called(subscriber)
     except LedgerAway as away:

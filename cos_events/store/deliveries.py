@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from sqlalchemy import (
@@ -112,26 +112,50 @@ def _make_upsert() -> Executable:
         index_elements=["subscription", "event_id"],
         set_={**{name: statement.excluded[name] for name in written}, "updated_at": func.now()},
         where=_may_run(statement.excluded.attempts),
-    ).returning(_DELIVERY.event_id, _DELIVERY.created_at, _AGE)
+    ).returning(_DELIVERY.event_id, _DELIVERY.created_at, _AGE, _DELIVERY.correction)
 
 
 _UPSERT = _make_upsert()
 
-_DUE = select(
-    _OUTBOX.event_id,
-    # No join: PostgreSQL would read all rows of a small ledger for the sake of a batch.
-    func.coalesce(
-        select(func.coalesce(_may_run(bindparam("new_attempts", type_=Integer)), false()))
-        .where(_DELIVERY.subscription == _SUBSCRIPTION, _DELIVERY.event_id == _OUTBOX.event_id)
-        .scalar_subquery(),
-        true(),
-    ).label("due"),
-).where(_IS_ONE_OF_THEM)
+_HAD = (
+    select(
+        func.coalesce(_may_run(bindparam("new_attempts", type_=Integer)), false()).label("due"),
+        _DELIVERY.correction,
+    )
+    .where(_DELIVERY.subscription == _SUBSCRIPTION, _DELIVERY.event_id == _OUTBOX.event_id)
+    # Not to be made a join of: PostgreSQL would read all rows of a small ledger for a batch.
+    .limit(1)
+    .lateral()
+)
+_DUE = (
+    select(_OUTBOX.event_id, func.coalesce(_HAD.c.due, true()).label("due"), _HAD.c.correction)
+    .select_from(OutboxRow.__table__.outerjoin(_HAD, true()))
+    .where(_IS_ONE_OF_THEM)
+)
+
+
+class Settled(NamedTuple):
+    """That the subscription has had an event, which it had not before.
+
+    Attributes:
+        age: seconds since the event was recorded.
+        correction: the envelope that a person wants to be handled instead.
+    """
+
+    age: float
+    correction: str | None
+
+
+class Due(NamedTuple):
+    """Whether an event may be handled, and `correction` as above."""
+
+    due: bool
+    correction: str | None
 
 
 def settle(
     executor: Executor, subscription: str, event_ids: Iterable[UUID], attempts: int
-) -> dict[UUID, float]:
+) -> dict[UUID, Settled]:
     """Write that the subscription has had these events.
 
     Committed with the handler's own work it makes the effect exactly once: a second copy waits
@@ -139,10 +163,10 @@ def settle(
     that was never recorded in this database.
 
     Returns:
-        Those that it had not had, each with the seconds since it was recorded.
+        Those that it had not had.
     """
     rows = _upsert(executor, subscription, event_ids, state="delivered", attempts=attempts)
-    return {row.event_id: row.age for row in rows}
+    return {row.event_id: Settled(row.age, row.correction) for row in rows}
 
 
 def note_failure(  # noqa: PLR0913 - the columns of the row
@@ -226,7 +250,7 @@ def count_death(executor: Executor, subscription: str, event_id: UUID) -> int:
 
 def due(
     executor: Executor, subscription: str, event_ids: Iterable[UUID], attempts: int
-) -> dict[UUID, bool]:
+) -> dict[UUID, Due]:
     """Whether attempt number `attempts` at each of these events may run; unrecorded are absent."""
     rows = executor.execute(
         _DUE,
@@ -236,4 +260,4 @@ def due(
             "new_attempts": attempts,
         },
     )
-    return {row.event_id: row.due for row in rows}
+    return {row.event_id: Due(row.due, row.correction) for row in rows}

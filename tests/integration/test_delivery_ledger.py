@@ -273,6 +273,6 @@ def test_a_batchs_rows_are_looked_up_by_index_in_a_ledger_without_statistics(
     with database.begin() as connection:
         batch = connection.scalars(text("SELECT event_id FROM cos_events.outbox LIMIT 100")).all()
         due = deliveries.due(connection, "old", batch, 1)
-        assert due == dict.fromkeys(batch, False)
+        assert due == dict.fromkeys(batch, (False, None))
         looks = "SELECT seq_scan, idx_scan FROM pg_stat_xact_user_tables WHERE relname = 'delivery'"
         assert connection.execute(text(looks)).one() == (0, len(batch))

@@ -299,7 +299,7 @@ def test_an_old_copy_of_a_held_event_runs_nothing(
     ours = select(OutboxRow.event_id).join(DeliveryRow, DeliveryRow.event_id == OutboxRow.event_id)
     with database.begin() as connection:
         event_id = connection.scalars(ours.where(DeliveryRow.state == "held").limit(1)).one()
-        assert deliveries.due(connection, name, [event_id], 1) == {event_id: False}
+        assert deliveries.due(connection, name, [event_id], 1) == {event_id: (False, None)}
         assert not deliveries.settle(connection, name, [event_id], 1)
 
 
