@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from cos_events import telemetry
+from cos_events import context, telemetry
 from cos_events.envelope import Envelope
 from cos_events.error_text import describe, one_line
 from cos_events.errors import Unsuccessful
@@ -178,6 +178,8 @@ def call_within(
 def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) -> None:
     """Call the handler for these, in whatever form it is.
 
+    What a handler of one event records belongs to that event's request and trace.
+
     Raises:
         Unsuccessful: it returned False, or raised what is no Exception.
         SystemExit: Celery's pool ends this process, by a signal: that is no failure.
@@ -187,11 +189,12 @@ def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) 
     if not envelopes:
         return
     try:
-        result = subscriber.handle(
-            envelopes if subscriber.batch_size > 1 else envelopes[0], **session
-        )
-        if inspect.isawaitable(result):
-            result = _run(result)
+        if subscriber.batch_size > 1:
+            result = _finished(subscriber.handle(envelopes, **session))
+        else:
+            (only,) = envelopes
+            with context.request(only.request_id, only.trace_id):
+                result = _finished(subscriber.handle(only, **session))
     except (Exception, KeyboardInterrupt):
         raise
     except SystemExit as error:
@@ -203,6 +206,10 @@ def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) 
         raise Unsuccessful(f"{subscriber.name} raised {describe(error)}") from error
     if result is False:
         raise Unsuccessful(f"{subscriber.name} returned False")
+
+
+def _finished(result: Any) -> Any:
+    return _run(result) if inspect.isawaitable(result) else result
 
 
 def _ends_the_process(error: SystemExit) -> bool:

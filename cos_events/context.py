@@ -1,4 +1,4 @@
-"""What the code at hand works for: the request whose id goes into logs and envelopes."""
+"""What the code at hand works for: the request and the trace whose ids go into envelopes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from uuid_utils.compat import uuid7
 
 _WELL_FORMED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
 
-_request_id: ContextVar[str] = ContextVar("cos_events_request_id", default="")
+_origin: ContextVar[tuple[str, str]] = ContextVar("cos_events_origin", default=("", ""))
 
 
 def current_request_id() -> str:
-    """The id of the request that is being answered; empty outside of one."""
-    return _request_id.get()
+    """The id of the request that caused what happens here; empty outside of any."""
+    return _origin.get()[0]
+
+
+def current_trace_id() -> str:
+    """The trace of the event that is being handled here; empty outside of a handler."""
+    return _origin.get()[1]
 
 
 @contextmanager
-def request(request_id: str) -> Iterator[None]:
-    """What happens inside belongs to this request: `record_event` and `log_l1` take its id."""
-    token = _request_id.set(request_id)
+def request(request_id: str, trace_id: str = "") -> Iterator[None]:
+    """What happens inside belongs to this request: `record_event` and `log_l1` take its id.
+
+    Args:
+        request_id: of the request.
+        trace_id: of what belongs to no trace of its own.
+    """
+    token = _origin.set((request_id, trace_id))
     try:
         yield
     finally:
-        _request_id.reset(token)
+        _origin.reset(token)
 
 
 def request_id_from(given: str | None) -> str:

@@ -12,9 +12,8 @@ from uuid import UUID, uuid4
 from pydantic import JsonValue, ValidationError
 from uuid_utils.compat import uuid7
 
-from cos_events import capture, telemetry
+from cos_events import capture, context, telemetry
 from cos_events.capture import AnySession
-from cos_events.context import current_request_id
 from cos_events.envelope import Envelope, why_no_name, wrong_fields
 from cos_events.errors import InvalidEnvelope, InvalidPayload
 from cos_events.settings import get_settings
@@ -45,8 +44,8 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
             base_log_id=base_log_id or uuid7(),
             source_module=source_module,
             timestamp=timestamp or datetime.now(UTC),
-            trace_id=trace_id or telemetry.current_trace_id() or uuid4().hex,
-            request_id=request_id or current_request_id(),
+            trace_id=trace_id or _current_trace_id() or uuid4().hex,
+            request_id=request_id or context.current_request_id(),
             event_type=event_type,
             data=dict(data),
         )
@@ -56,6 +55,10 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
         raise InvalidPayload(
             f"cannot record this event: {no_name or wrong_fields(error)}"
         ) from error
+
+
+def _current_trace_id() -> str:
+    return telemetry.current_trace_id() or context.current_trace_id()
 
 
 def check_content(data: object) -> None:
@@ -149,8 +152,10 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
         base_log_id: the event's identity; a new time-ordered UUID by default.
         module: the source module; `COS_EVENTS_MODULE` by default.
         timestamp: when it happened, aware; now by default.
-        trace_id: the trace that it belongs to; the current one by default, otherwise a new one.
-        request_id: the request that caused it; that of the API's request at hand by default.
+        trace_id: the trace that it belongs to; by default the current one, or that of the event
+            whose handler runs, or a new one.
+        request_id: the request that caused it; by default that of the API's request at hand, or of
+            the event whose handler runs.
 
     Returns:
         The event's `base_log_id`.

@@ -48,8 +48,10 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
             become attributes.
         occurred_at: when it happened, aware; now by default.
         module: the source module; `COS_EVENTS_MODULE` by default.
-        trace_id: the trace that it belongs to; the current one by default, otherwise a new one.
-        request_id: the request that caused it; that of the API's request at hand by default.
+        trace_id: the trace that it belongs to; by default the current one, or that of the event
+            whose handler runs, or a new one.
+        request_id: the request that caused it; by default that of the API's request at hand, or of
+            the event whose handler runs.
 
     Returns:
         The record's id, which is the event's `base_log_id`.

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from cos_events import BaseSubscriber, Envelope
+from cos_events import BaseSubscriber, Envelope, record_event
 
 if TYPE_CHECKING:
     from conftest import Bus
@@ -209,3 +209,29 @@ def test_events_of_other_types_are_skipped_without_a_row(bus: Bus) -> None:
     assert bus.row(name, unwanted) is None
     assert bus.dead_letters(name) == []
     assert bus.queued(name) == []
+
+
+@pytest.mark.parametrize("kind", ["a function", "a coroutine"])
+def test_what_a_handler_records_belongs_to_the_request_and_the_trace_of_its_event(
+    bus: Any, database: Engine, kind: str
+) -> None:
+    def handle(message: Envelope, session: Session) -> None:
+        record_event(session, "followed", {}, module=bus.module)
+        record_event(session, "followed", {}, module=bus.module, request_id="own", trace_id="own")
+
+    async def handle_later(message: Envelope, session: Session) -> None:
+        handle(message, session)
+
+    name = bus.declare(handle if kind == "a function" else handle_later, event_types="begun")
+    with Session(database) as session:
+        ids = {"request_id": "req-7", "trace_id": "order-7"}
+        record_event(session, "begun", {}, module=bus.module, **ids)
+        session.commit()
+    bus.run(name, *bus.envelopes())
+    found = [Envelope.decode(raw) for raw in bus.envelopes()]
+    assert [(each.request_id, each.trace_id) for each in found] == [
+        ("req-7", "order-7"),
+        ("req-7", "order-7"),
+        ("own", "own"),
+    ]
+    assert Envelope.decode(bus.record()).request_id == ""
