@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from amqp import AccessRefused
 from celery import Celery, signals
 from celery.utils.text import str_to_list
 from kombu import Connection
@@ -18,7 +19,7 @@ from cos_events import (
     worker_telemetry,  # noqa: F401 - listens to the worker's signals
 )
 from cos_events.consumer import DeliveryStep, RelayStep, is_installed
-from cos_events.errors import ConfigurationError, CosEventsError, SubscriptionError
+from cos_events.errors import BrokerAway, ConfigurationError, CosEventsError, SubscriptionError
 from cos_events.publisher import publish  # noqa: F401 - the task, which each application has
 from cos_events.pubsub.clients import make_client
 from cos_events.settings import get_settings, mask
@@ -115,6 +116,16 @@ def _check_content(app: Celery) -> None:
         )
 
 
+def _check_login() -> None:
+    """Refuse what RabbitMQ refuses: Celery, which waits for all else, would end by a traceback."""
+    try:
+        with broker.connected():
+            pass
+    except BrokerAway as away:
+        if isinstance(away.__cause__, AccessRefused):
+            raise
+
+
 def _compare_queues(app: Celery, consumed: Iterable[str]) -> None:
     """Refuse a subscription that has no handler here; say so if a queue is almost one of the bus.
 
@@ -170,6 +181,8 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
             _check_content(app)
         # Each publish task would fail by a REDIS_URL that cannot be used.
         make_client().close()
+        if rabbitmq:
+            _check_login()
         register_subscriptions(app)
         _compare_queues(app, consumed or ())
     except CosEventsError as error:

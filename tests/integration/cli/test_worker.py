@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psutil
@@ -136,6 +137,20 @@ def test_without_tables_a_worker_does_not_start(
     assert "run `cos-events db upgrade`" in done.stderr
     assert "Traceback" not in done.stderr
     assert "ready." not in done.stdout + done.stderr
+
+
+def test_a_login_that_rabbitmq_refuses_is_a_sentence(
+    rabbitmq_url: str,
+    database: Engine,
+    run_program: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    parts = urlsplit(rabbitmq_url)
+    wrong = parts._replace(netloc=f"guest:secret-guess@{parts.hostname}:{parts.port}").geturl()
+    done = run_program("worker", "publisher", BROKER_URL=wrong)
+    assert done.returncode == 1
+    assert "cannot be used: (0, 0): (403) ACCESS_REFUSED" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "secret-guess" not in done.stdout + done.stderr
 
 
 def test_workers_deliver_what_was_committed_and_finish_what_they_have_in_hand_when_told_to_end(
