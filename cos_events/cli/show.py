@@ -17,6 +17,7 @@ from cos_events.cli.output import (
     print_json,
     print_table,
 )
+from cos_events.cli.queued import queued
 from cos_events.cli.servers import adopt_running
 
 if TYPE_CHECKING:
@@ -94,15 +95,10 @@ def _find(event_id: UUID) -> tuple[Recorded, list[Outcome]]:
 
 
 def _if_queued(outcome: Outcome) -> Outcome:
-    # What waits in the queue of a worker that is behind is late, not missing.
     if outcome.state != "missing":
         return outcome
-    from cos_events import broker
-    from cos_events.errors import BrokerAway
-
-    try:
-        depth = broker.queue_depths([outcome.subscription]).get(outcome.subscription, 0)
-    except BrokerAway:
+    depth = queued(outcome.subscription)
+    if depth is None:
         return replace(outcome, why=f"{outcome.why}, once the broker answers")
     if not depth:
         return outcome

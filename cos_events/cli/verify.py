@@ -12,6 +12,7 @@ import click
 from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import NO_SUBSCRIPTIONS, json_option, print_json, print_table
 from cos_events.cli.progress import progress_bar
+from cos_events.cli.queued import queued
 from cos_events.cli.selecting import doubt, selecting
 from cos_events.cli.servers import adopt_running
 from cos_events.cli.when import Seconds
@@ -167,18 +168,10 @@ def _report(
 
 
 def _counting_queued(account: Account) -> Account:
-    # What waits in the queue of a worker that is behind is late, not missing.
     if not account.missing:
         return account
-    from cos_events import broker
-    from cos_events.errors import BrokerAway
-
-    try:
-        depth = broker.queue_depths([account.subscription]).get(account.subscription, 0)
-    except BrokerAway:
-        return account
-    queued = min(account.missing, depth)
-    return replace(account, missing=account.missing - queued, in_flight=account.in_flight + queued)
+    late = min(account.missing, queued(account.subscription) or 0)
+    return replace(account, missing=account.missing - late, in_flight=account.in_flight + late)
 
 
 def print_accounts(accounts: Sequence[Account]) -> None:

@@ -22,15 +22,16 @@ Progress = Callable[[int], object]
 """Told how many more are done."""
 
 
-def count(which: Filter) -> int:
-    """How many dead letters there are of these.
+def count(which: Filter, limit: int | None = None) -> int:
+    """How many dead letters there are of these, or `limit` if there are more.
 
     Raises:
         SubscriptionError: there is no such subscription.
     """
     with explained(), get_engine().connect() as connection:
         subscriptions.require(connection, which.subscription)
-        return dead_letters.count(connection, which)
+        found = dead_letters.count(connection, which)
+    return found if limit is None else min(found, limit)
 
 
 def replay(

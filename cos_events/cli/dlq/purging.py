@@ -42,7 +42,7 @@ def purge(
     else:
         which = chosen(subscription, **given)
         require(which)
-        total = min(replaying.count(which), limit or 10**12)
+        total = replaying.count(which, limit)
         if not total:
             doubt(event_type=which.event_type)
         elif not yes:
@@ -50,7 +50,7 @@ def purge(
             ask(f"Drop {what} of {subscription} for good?")
         with progress_bar("purging", total) as done:
             purged = len(replaying.purge(which, limit, done))
-        say_left_out(min(total - purged, replaying.count(which)))
+        say_left_out(replaying.count(which, total - purged))
     if as_json:
         print_json({"subscription": subscription, "purged": purged})
     else:

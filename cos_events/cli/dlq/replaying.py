@@ -65,12 +65,12 @@ def replay(  # noqa: PLR0913 - the options
     if edit is not None:
         _edit(subscription, edit, data)
         which = chosen(subscription, **{**given, "events": (edit,)})
-    total = min(replaying.count(which), limit or 10**12)
+    total = replaying.count(which, limit)
     if not total:
         doubt(event_type=which.event_type)
     with progress_bar("replaying", total) as done:
         replayed = replaying.replay(which, limit, done)
-    say_left_out(min(total - len(replayed), replaying.count(which)))
+    say_left_out(replaying.count(which, total - len(replayed)))
     if as_json:
         print_json({"subscription": subscription, "replayed": replayed})
     else:
@@ -111,7 +111,7 @@ def _rehearse(subscription: str, which: Filter, limit: int | None, app: str, as_
 
     (subscriber,) = find_subscribers(app, [subscription])
     endings = []
-    with progress_bar("trying", min(count(which), limit or 10**12)) as done:
+    with progress_bar("trying", count(which, limit)) as done:
         for each in find(which, limit):
             ending = rehearse(subscriber, each.correction or each.envelope)
             endings.append({"event_id": str(each.event_id), "ending": ending})
