@@ -185,7 +185,12 @@ def test_what_postgresql_lost_while_the_task_went_on_comes_again(
 def test_what_a_task_has_left_alone_it_does_not_send_again(bus: Bus, database: Engine) -> None:
     def handle(message: Envelope, session: Session) -> None:
         # Meanwhile the other one's retry is due; its copy is on the broker.
-        session.execute(text("SELECT pg_sleep(0.5)"))
+        session.execute(
+            text(
+                "SELECT pg_sleep(extract(epoch FROM next_attempt_at - clock_timestamp()) + 0.01) "
+                "FROM cos_events.delivery WHERE state = 'retrying'"
+            )
+        )
 
     name = bus.declare(handle)
     waits, other = (bus.record(n=n) for n in range(2))
@@ -197,7 +202,7 @@ def test_what_a_task_has_left_alone_it_does_not_send_again(bus: Bus, database: E
             state="retrying",
             attempts=1,
             error="gone",
-            wait=timedelta(seconds=0.5),
+            wait=timedelta(seconds=3),
         )
     bus.run(name, waits, other)
     assert [bus.state(name, raw) for raw in (waits, other)] == ["retrying", "delivered"]

@@ -10,8 +10,8 @@ from cos_events.store import deliveries
 
 def settle(
     _executor: object, _subscription: str, event_ids: Iterable[UUID], _attempts: int
-) -> dict[UUID, float]:
-    return dict.fromkeys(event_ids, 0.0)
+) -> dict[UUID, deliveries.Settled]:
+    return dict.fromkeys(event_ids, deliveries.Settled(0.0, None))
 
 
 deliveries.settle = settle
