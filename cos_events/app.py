@@ -79,6 +79,8 @@ def _bound_waiting(sender: Celery, **_: Any) -> None:
 
 _DEFAULTS = {
     "broker_connection_retry_on_startup": True,
+    # Celery's hundred tries are three quarters of an hour, and then the worker would be gone.
+    "broker_connection_max_retries": None,
     # Fewer messages in hand after a reconnect would keep a batch from ever filling.
     "worker_enable_prefetch_count_reduction": False,
     # What runs goes on; the ledger lets the redelivered copy of it run nothing.

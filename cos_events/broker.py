@@ -16,6 +16,11 @@ from cos_events.errors import BrokerAway
 from cos_events.settings import get_settings, mask
 from cos_events.topology import is_rabbitmq
 
+WORKERS_READ_TIMEOUT = 10.0
+"""Seconds that a worker waits for RabbitMQ's answer. Celery's loop waits itself for the confirm of
+each heartbeat's event: without a bound, a connection of which nobody tells that it is dead would
+stop the worker for good, and no signal would end it."""
+
 CONTROL_SECONDS = 1.0
 """So long workers have for an answer by remote control."""
 
@@ -57,8 +62,14 @@ def transport_options(url: str) -> dict[str, Any]:
     """What makes a frozen broker fail in bounded time instead of blocking forever."""
     timeout = get_settings().wire_timeout
     if is_rabbitmq(url):
-        # A message for a queue that is only being made would otherwise be lost without a word.
-        return {"connect_timeout": timeout, "write_timeout": timeout, "confirm_publish": True}
+        return {
+            "connect_timeout": timeout,
+            "write_timeout": timeout,
+            # Of what a worker waits for: what its loop reads has come already.
+            "read_timeout": max(timeout, WORKERS_READ_TIMEOUT),
+            # A message for a queue that is only being made would be lost without a word.
+            "confirm_publish": True,
+        }
     return {"socket_timeout": timeout, "socket_connect_timeout": timeout}
 
 
@@ -75,9 +86,8 @@ def connect(*, confirm: bool = True) -> Any:
     if _installed:
         # With its own transport options, TLS and failover; `install` saw to the timeouts.
         options |= _installed[0].conf.broker_transport_options or {}
-    if "write_timeout" in options:
-        # Not a worker's: it reads for as long as nothing comes.
-        options.setdefault("read_timeout", timeout)
+    if "read_timeout" in options:
+        options["read_timeout"] = min(options["read_timeout"], timeout)
     if "confirm_publish" in options:
         # Said either way: Celery would fill in what is left out from its own configuration.
         options["confirm_publish"] = confirm

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.exceptions import Reject, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.worker.consumer import Consumer, Tasks
 from celery.worker.request import Request
 from kombu.message import Message
@@ -58,7 +58,10 @@ class DeliveryRequest(Request):
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
         """Note the failure of each envelope before Celery acknowledges or requeues them."""
-        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        error = exc_info.exception
+        if not isinstance(error, Retry):
+            # Within a retry it is the handler's, whatever it is called.
+            error = getattr(error, "exc", error)
         if isinstance(error, TimeLimitExceeded | WorkerLostError):
             self._end_child()
             try:
@@ -77,12 +80,13 @@ class DeliveryRequest(Request):
 
     def _fail(self, error: Exception) -> None:
         task: Any = self.task
-        raws = self.args[0]
+        raws, deaths = self.args[0], None if isinstance(error, WorkerLostError) else 0
         with telemetry.consuming(task.name, raws, self.request_dict):
             for raw in raws:
                 # What cannot be decoded is no attempt of the handler.
                 with suppress(InvalidEnvelope):
-                    fail(task, task.subscriber, raw, self.request_dict["retries"], error)
+                    retries = self.request_dict["retries"]
+                    fail(task, task.subscriber, raw, retries, error, deaths=deaths)
 
 
 def may_queue(subscriber: Subscriber, task: Any) -> bool:
@@ -169,7 +173,7 @@ class DeliveryStep(bootsteps.StartStopStep):
         # Without an event loop an acknowledgement is only seen when the next message comes.
         if consumer.hub:
             self._next_turn = NextTurn(consumer.hub)
-            queueing = Queueing(run, lambda: consumer.pool.num_processes, self._next_turn)
+            queueing = Queueing(run, self._processes, self._next_turn)
         self._gatherings = {}
         self._gather = partial(self._gathering, run=run, queueing=queueing)
         singly = partial(Batching, run=run, timer=consumer.timer, size=1, timeout=0)
@@ -204,6 +208,11 @@ class DeliveryStep(bootsteps.StartStopStep):
                 gathering.add(message)
 
         return on_message
+
+    def _processes(self) -> int:
+        """How many tasks may run at once: Celery's autoscaler starts processes for what waits."""
+        scaler = self._consumer.controller.autoscaler
+        return int(scaler.max_concurrency if scaler else self._consumer.pool.num_processes)
 
     def _gathering(
         self, subscriber: Subscriber, run: Callable[[Message], None], queueing: Queueing | None

@@ -18,6 +18,12 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / _SECONDS[unit]:.12g}{unit}"
 
 
+def rough_duration(seconds: float) -> str:
+    """About how long, in the largest unit of which it has at least two."""
+    unit = next((each for each in "dhm" if seconds >= 2 * _SECONDS[each]), "s")
+    return f"{int(seconds // _SECONDS[unit])} {unit}"
+
+
 def parse_duration(text: str) -> timedelta | None:
     """What the text means; None if it is no duration, or over `LONGEST`."""
     found = _DURATION.fullmatch(text)

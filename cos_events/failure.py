@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from celery.app.task import Task
-from celery.exceptions import Reject, WorkerLostError
+from celery.exceptions import Reject
 
 from cos_events import dead_letters, gate, telemetry
 from cos_events.broadcast.message import headers_of
@@ -40,7 +40,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     retries: int,
     error: Exception,
     *,
-    deaths: int | None = None,
+    deaths: int | None = 0,
 ) -> RetryAfter | None:
     """Note that an attempt at one envelope failed; send a copy for its retry, or bury it.
 
@@ -50,7 +50,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         raw: the envelope, which can be decoded.
         retries: how many retries there were before this attempt.
         error: what went wrong.
-        deaths: how many processes in a row died of it; None to let the error say whether one did.
+        deaths: how many processes in a row died of it; None to count one more.
 
     Returns:
         When it runs again; None if it does not.
@@ -62,8 +62,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     telemetry.in_hand(raw).fail(error)
     try:
         if deaths is None:
-            died = isinstance(error, WorkerLostError)
-            deaths = gate.count_death(subscriber, envelope) if died else 0
+            deaths = gate.count_death(subscriber, envelope)
         outcome = subscriber.retry_policy.decide(error, retries, deaths)
         first_failed_at = _note(subscriber, envelope, outcome, retries + 1, error, deaths=deaths)
     except Exception as away:  # noqa: BLE001 - without its note, the attempt did not happen

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from cos_events import broker
 from cos_events.broadcast import BrokerWire, Copy
 from cos_events.errors import BroadcastError, BrokerAway
+from cos_events.process import forks
 from cos_events.store import held, locks, pauses
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ def each_by_itself(turns: Iterable[Callable[[], int]]) -> int:
     """
     done, failed = 0, None
     for turn in turns:
+        forks.go_first()
         try:
             done += turn()
         except BroadcastError as error:

@@ -199,6 +199,7 @@ class Queueing:
         self._run, self._processes, self._soon = run, processes, soon
         self._waiting: deque[Lane] = deque()
         self._running: set[object] = set()
+        self._flushing = False
         # A pool of threads ends tasks in them.
         self._lock = threading.Lock()
 
@@ -210,9 +211,11 @@ class Queueing:
         """Take one more into a lane; it runs soon if a process is free."""
         with self._lock:
             lane.parts.append(message)
-            if len(lane.parts) > 1:
+            if len(lane.parts) == 1:
+                self._waiting.append(lane)
+            elif self._flushing or len(self._running) >= self._processes():
                 return
-            self._waiting.append(lane)
+            self._flushing = True
         self._soon(self._flush)
 
     def forget(self, lane: Lane) -> None:
@@ -239,6 +242,7 @@ class Queueing:
         """Each task that may run now, with its messages."""
         taken = []
         with self._lock:
+            self._flushing = False
             while self._waiting and len(self._running) < self._processes():
                 lane = self._waiting.popleft()
                 task = object()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
+from cos_events.duration import rough_duration
 from cos_events.errors import DatabaseAway, SchemaMissing
-from cos_events.store import ledger, subscriptions
-from cos_events.store.engine import explained, get_engine
+from cos_events.store import ledger, migrations, subscriptions
+from cos_events.store.engine import READ_ONLY, explained, get_watching_engine
 from cos_events.store.redelivery import ids_at_once, oldest_without_delivery
 
 STUCK_AFTER = 120.0
@@ -22,18 +23,22 @@ def problems() -> tuple[str, ...]:
     A paused subscription is no problem of the bus: its condition says why it waits.
     """
     try:
-        with explained(), get_engine().connect() as connection:
+        with explained(), get_watching_engine().connect() as connection:
             return tuple(_problems(connection))
     except (DatabaseAway, SchemaMissing) as error:
         return (str(error),)
 
 
 def _problems(connection: Connection) -> Iterator[str]:
+    if connection.scalar(text("SHOW transaction_read_only")) == "on":
+        yield f"PostgreSQL {READ_ONLY}"
+    if migrations.is_behind(migrations.current(connection)):
+        yield "the database has the tables of an older version: run `cos-events db upgrade`"
     backlog = ledger.backlog(connection)
     if backlog.oldest_seconds > STUCK_AFTER:
         yield (
             f"{backlog.rows:,} events wait to be published, the oldest for "
-            f"{backlog.oldest_seconds:.0f} s: is a publisher running, is the broker up?"
+            f"{rough_duration(backlog.oldest_seconds)}: is a publisher running, is the broker up?"
         )
     if (cached := ids_at_once(connection)) > 1:
         yield (
@@ -45,6 +50,6 @@ def _problems(connection: Connection) -> Iterator[str]:
         lag = oldest_without_delivery(connection, each.name)
         if lag > STUCK_AFTER:
             yield (
-                f"{each.name} has not had an event that was published {lag:.0f} s ago: "
-                "are its workers running?"
+                f"{each.name} has not had an event that was published {rough_duration(lag)} ago: "
+                "are its workers running, do they keep up?"
             )

@@ -17,7 +17,7 @@ from cos_events import broker, telemetry
 from cos_events.error_text import one_line
 from cos_events.errors import BrokerAway, ConfigurationError
 from cos_events.process import forks
-from cos_events.store.engine import get_engine
+from cos_events.store.engine import get_watching_engine
 from cos_events.store.lag import Lag, lags
 from cos_events.store.ledger import Backlog, backlog
 from cos_events.store.models import UNFINISHED
@@ -133,7 +133,7 @@ def _read() -> Iterator[tuple[names.Metric, Sequence[str], float]]:
 
 
 def _books() -> tuple[Backlog, list[Lag]]:
-    with get_engine().begin() as connection:
+    with get_watching_engine().begin() as connection:
         connection.execute(text(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}"))
         return backlog(connection), lags(connection)
 

@@ -71,13 +71,14 @@ class _Forks:
 
     def _forget(self) -> None:
         self._changed = threading.Condition()
-        self._in_hand = 0
+        self._busy: set[int] = set()
         self._forking = False
 
     def _hold(self) -> None:
         self._changed.acquire()
         self._forking = True
-        self._changed.wait_for(lambda: not self._in_hand, FORK_WAITS)
+        own = {threading.get_ident()}
+        self._changed.wait_for(lambda: self._busy <= own, FORK_WAITS)
 
     def _release(self) -> None:
         self._forking = False
@@ -86,21 +87,33 @@ class _Forks:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Do this in a thread while no child is forked.
+        """Do this in a thread while no child is forked; not within another such.
 
         A pool's child is forked whenever one is to be replaced. A lock of a library's that a thread
         held just then, such as that of a pool of connections, would never be released in the child.
         """
-        with self._changed:
-            # A fork that waited for whoever begins would wait for ever.
-            self._changed.wait_for(lambda: not self._forking)
-            self._in_hand += 1
+        self._begin()
         try:
             yield
         finally:
-            with self._changed:
-                self._in_hand -= 1
-                self._changed.notify_all()
+            self._end()
+
+    def go_first(self) -> None:
+        """Between two things in one `wait`: let a fork that waits go first."""
+        if threading.get_ident() in self._busy:
+            self._end()
+            self._begin()
+
+    def _begin(self) -> None:
+        with self._changed:
+            # A fork that waited for whoever begins would wait for ever.
+            self._changed.wait_for(lambda: not self._forking)
+            self._busy.add(threading.get_ident())
+
+    def _end(self) -> None:
+        with self._changed:
+            self._busy.discard(threading.get_ident())
+            self._changed.notify_all()
 
 
 forks = _Forks()

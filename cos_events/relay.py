@@ -76,13 +76,14 @@ class Relay:
         published = 0
         while (batch := publish_once()) >= BATCH_SIZE and not self._stopping.is_set():
             published += batch
+            forks.go_first()
         return published + batch
 
 
 def _swept(sweep: Callable[[], int], breaker: CircuitBreaker) -> int:
     """How much it has moved; nothing where it failed."""
     try:
-        with breaker, forks.wait():
+        with forks.wait(), breaker:
             return sweep()
     except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
         logger.debug("the relay waits: %s", one_line(error))

@@ -19,20 +19,30 @@ from cos_events.cli.servers import adopt_running
 
 
 @click.command("status")
+@click.option("--check", is_flag=True, help="Exit with 1 if there is a problem, for cron.")
 @json_option
-def command(as_json: bool) -> None:
+def command(check: bool, as_json: bool) -> None:
     """Show what waits where: the outbox, the broker's queues, retries and dead letters.
 
     A subscription is `live`; `holding` when its queue is at its depth (COS_EVENTS_QUEUE_DEPTH) and
     more copies wait in PostgreSQL; `paused`, and why; or `backfilling` its history. Quick on any
     amount of history. A queue's depth is - where the broker does not answer. What stands still for
-    two minutes is a problem, as it is for /health/ready.
+    two minutes is a problem, as it is for /health/ready; so is a server that does not answer.
     """
     adopt_running()
     status = read_status()
     if as_json:
         print_json(status)
-        return
+    else:
+        _print(status)
+    if check and status["problems"]:
+        raise SystemExit(1)
+
+
+def _print(status: dict[str, Any]) -> None:
+    from cos_events.duration import format_duration
+    from cos_events.settings import get_settings
+
     outbox = status["outbox"]
     click.echo(
         f"outbox    {outbox['rows']:,} waiting, the oldest for {outbox['oldest_seconds']:.1f} s"
@@ -40,11 +50,11 @@ def command(as_json: bool) -> None:
     click.echo(f"broker    {status['broker']['url']}  {status['broker']['state']}")
     click.echo(f"channel   {status['channel']['url']}  {status['channel']['state']}")
     kept = status["kept"]
-    click.echo(
-        f"kept      {kept['bytes'] / 2**20:,.1f} MiB, "
-        f"from {for_people(kept['oldest'] or 'nothing')} on"
-        + (f"; {kept['held_up_by']} has not had what is older than that" * bool(kept["held_up_by"]))
-    )
+    since = f"from {for_people(kept['oldest'])} on" if kept["oldest"] else "no event yet"
+    click.echo(f"kept      {kept['bytes'] / 2**20:,.1f} MiB, {since}")
+    if kept["held_up_by"]:
+        old = format_duration(get_settings().retain_for or 0)
+        click.echo(f"          {kept['held_up_by']} has not had all that is older than {old}")
     print_table(
         ["subscription", "condition", "queued", "held", "retrying", "dead"],
         [
@@ -81,6 +91,9 @@ def read_status() -> dict[str, Any]:
         broker_state = "up"
     except BrokerAway as error:
         broker_state = f"down: {error.why}"
+    problems = list(health.problems())
+    if depths is None:
+        problems.append(f"the broker is {broker_state}")
     settings = get_settings()
     try:
         with make_client(patient=False) as redis:
@@ -88,6 +101,7 @@ def read_status() -> dict[str, Any]:
         channel = "up"
     except RedisError as error:
         channel = f"down: {error}"
+        problems.append(f"the channel is {channel}")
     return {
         "outbox": asdict(backlog),
         "kept": {"bytes": used, "oldest": oldest, "held_up_by": held_up_by},
@@ -107,5 +121,5 @@ def read_status() -> dict[str, Any]:
             }
             for name, condition in conditions.items()
         ],
-        "problems": health.problems(),
+        "problems": problems,
     }

@@ -11,12 +11,22 @@ from math import inf
 from typing import Any
 
 import psycopg2
+
+# As SQLAlchemy does at the first engine: a child that was forked meanwhile would wait for ever for
+# a module that a thread of its parent imports.
+import psycopg2.extras
 from psycopg2 import errors
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DBAPIError,
+    DisconnectionError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from cos_events.error_text import one_line
 from cos_events.errors import DatabaseAway, SchemaMissing
@@ -45,6 +55,13 @@ IDLE_SECONDS = 1.0
 """A pooled connection that was not used for so long is tried before it is used again."""
 
 
+READ_ONLY = (
+    "takes no writes: is it a standby, or default_transaction_read_only on? DATABASE_URL must name "
+    "the primary"
+)
+"""What is wrong with such a server, and what to do."""
+
+
 def make_engine(url: str, **options: Any) -> Engine:
     """An engine that notices a restarted server in time, and puts no values into its errors.
 
@@ -55,8 +72,9 @@ def make_engine(url: str, **options: Any) -> Engine:
     # Whatever the server's default: a statement has to see what was committed before it, or the
     # relay's watermark and the order of events would rely on what they cannot see.
     options.setdefault("isolation_level", "READ COMMITTED")
-    # The last one used: its server process has its caches warm.
-    options.setdefault("pool_use_lifo", True)
+    if "poolclass" not in options:
+        # The last one used: its server process has its caches warm.
+        options["pool_use_lifo"] = True
     said = make_url(url).query
     patience = {name: value for name, value in PATIENCE.items() if name not in said}
     engine = create_engine(url, hide_parameters=True, connect_args=patience, **options)
@@ -113,9 +131,21 @@ _autocommit_engine = PerProcess(
 )
 
 
+_watching_engine = PerProcess(lambda: make_engine(get_settings().database_url, poolclass=NullPool))
+
+
 def get_engine() -> Engine:
     """The engine on `DATABASE_URL`, made on first use in each process."""
     return _engine.get()
+
+
+def get_watching_engine() -> Engine:
+    """One that connects anew each time.
+
+    For what watches the server: one that stands still, and whose system acknowledges what it is
+    sent, is only found out by not accepting a connection within `connect_timeout`.
+    """
+    return _watching_engine.get()
 
 
 def get_autocommit_engine() -> Engine:
@@ -178,8 +208,8 @@ def explained() -> Iterator[None]:
     """Turn the errors that a person can mend into sentences.
 
     Raises:
-        DatabaseAway: PostgreSQL cannot be reached, or refuses the user; or all connections of this
-            process are in use.
+        DatabaseAway: PostgreSQL cannot be reached, refuses the user, or takes no writes; or all
+            connections of this process are in use.
         SchemaMissing: it has no cos-events tables, or old ones.
     """
     url = mask(get_settings().database_url)
@@ -194,6 +224,10 @@ def explained() -> Iterator[None]:
         raise DatabaseAway(
             f"no connection to PostgreSQL at {url} is free: {one_line(error)}"
         ) from error
+    except InternalError as error:
+        if isinstance(error.orig, errors.ReadOnlySqlTransaction):
+            raise DatabaseAway(f"PostgreSQL at {url} {READ_ONLY}") from error
+        raise
     except ProgrammingError as error:
         if getattr(error.orig, "pgcode", None) is None:
             # It was never asked: the driver does not understand the URL.
@@ -221,6 +255,6 @@ def wait_at_most(connection: Connection, milliseconds: int) -> None:
 
 def reset() -> None:
     """Close this process's engines; the next use reads `DATABASE_URL` again."""
-    for each in (_engine, _autocommit_engine, _relaxed_engine):
+    for each in (_engine, _autocommit_engine, _relaxed_engine, _watching_engine):
         if (engine := each.reset()) is not None:
             engine.dispose()

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from urllib.parse import urlsplit
 
 import pytest
+from celery import Celery
 from kombu import Connection
 from queues import queued
 from redis import Redis
 
-from cos_events import broker
+from cos_events import broker, install
 from cos_events.broadcast import BrokerWire
 from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.broadcast.redis import RedisWire
@@ -266,3 +267,19 @@ def test_after_flushall_the_next_send_arrives(
     wire.send([third], [wanting])
     wire.close()
     assert queued(name) == [second.envelope, third.envelope]
+
+
+def test_a_workers_connection_does_not_wait_for_ever_for_a_broker_that_stands_still(
+    outages: Outages, unique: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(broker, "WORKERS_READ_TIMEOUT", WIRE_TIMEOUT)
+    app = install(Celery(unique("app"), broker=outages.url, set_as_current=False))
+    app.conf.broker_transport = broker.transport_of(outages.url)
+    with app.connection_for_read() as connection:
+        producer = connection.Producer(auto_declare=False)
+        producer.publish({}, exchange="", routing_key="nowhere")
+        started = time.monotonic()
+        with outages.frozen(), pytest.raises(connection.connection_errors):
+            producer.publish({}, exchange="", routing_key="nowhere", retry=False)
+        connection.collect()
+    assert time.monotonic() - started < BOUND

@@ -88,10 +88,21 @@ def test_a_child_that_was_lost_counts_too(bus: Bus) -> None:
     name, raw = bus.declare(lambda message: None, max_deaths=2, retry_jitter=False), bus.record()
     task = bus.app.tasks[name]
     made = subscribers_of(bus.app)[name]
-    assert failure.fail(task, made, raw, 0, WorkerLostError("exitcode 9")) is not None
-    assert failure.fail(task, made, raw, 1, WorkerLostError("exitcode 9")) is None
+    lost = WorkerLostError("exitcode 9")
+    assert failure.fail(task, made, raw, 0, lost, deaths=None) is not None
+    assert failure.fail(task, made, raw, 1, lost, deaths=None) is None
     row = bus.row(name, raw)
     assert (row.state, row.deaths, row.attempts) == ("dead", 2, 2)
+
+
+def test_what_a_handler_raises_is_no_death_whatever_it_is_called(bus: Bus) -> None:
+    def handler(message: Envelope) -> None:
+        raise WorkerLostError("of a task that the handler waited for")
+
+    name, raw = bus.declare(handler, retry_jitter=False), bus.record()
+    assert bus.run(name, raw) == "RETRY"
+    row = bus.row(name, raw)
+    assert (row.state, row.deaths, row.attempts) == ("retrying", 0, 1)
 
 
 def test_a_retry_that_is_due_long_after_waits_in_postgresql(bus: Bus) -> None:

@@ -96,6 +96,19 @@ def lane(ran: list[TaskMessage]) -> Lane:
     return Queueing(ran.append, lambda: 2, at_once).lane(delivery_of)  # type: ignore[arg-type] # a TaskMessage
 
 
+def test_what_waits_runs_in_a_pool_that_has_grown_once_a_message_comes(
+    ran: list[TaskMessage],
+) -> None:
+    processes = [1]
+    lane = Queueing(ran.append, lambda: processes[0], at_once).lane(delivery_of)  # type: ignore[arg-type] # a TaskMessage
+    for number in range(3):
+        lane.add(Part(str(number)))
+    assert sizes(ran) == [1]
+    processes[0] = 3
+    lane.add(Part("3"))
+    assert sum(sizes(ran)) > 1
+
+
 def sizes(ran: list[TaskMessage]) -> list[int]:
     return [len(each.parts) for each in ran]
 
@@ -294,7 +307,7 @@ class Worker:
         self.task_consumer = SimpleNamespace(channel=Mock(spec=Channel))
         self.qos = QoS(Mock(), self.initial_prefetch_count)
         self.pool = SimpleNamespace(num_processes=1, limit=1)
-        self.controller = SimpleNamespace(max_concurrency=1)
+        self.controller = SimpleNamespace(max_concurrency=1, autoscaler=None)
 
     def create_task_handler(self) -> Callable[[Any], None]:
         return self.ran.append
@@ -411,6 +424,19 @@ def test_while_a_wake_up_waits_for_a_task_to_end_further_ones_stay_in_redis() ->
     worker.hub.run_once()
     assert not channel.is_busy()
     assert [each.payload[0] for each in worker.ran] == [[[1]], [[2]]]
+    step.stop(worker)  # type: ignore[arg-type] # as much of it as is used
+    worker.hub.close()
+
+
+def test_a_worker_that_scales_hands_out_tasks_for_all_processes_it_may_have() -> None:
+    worker = Worker(install(Celery("unit", set_as_current=False)))
+    worker.controller.autoscaler = SimpleNamespace(max_concurrency=2)
+    step = DeliveryStep(worker)
+    on_message = worker.create_task_handler()
+    for number in range(2):
+        on_message(wake_up([number]))
+        worker.hub.run_once()
+    assert len(worker.ran) == 2
     step.stop(worker)  # type: ignore[arg-type] # as much of it as is used
     worker.hub.close()
 

@@ -138,3 +138,38 @@ def test_a_fork_does_not_wait_for_long_and_its_child_has_nothing_in_hand(
     assert said_by_a_child(fork_a_grandchild) == "it went on"
     go_on.set()
     thread.join(10)
+
+
+def test_a_fork_goes_first_where_a_thread_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "FORK_WAITS", 60.0)
+    begun, ended, said = threading.Event(), threading.Event(), []
+
+    def sweep() -> None:
+        with forks.wait():
+            begun.set()
+            while not ended.is_set():
+                forks.go_first()
+
+    def fork() -> None:
+        said.append(said_by_a_child(lambda: "forked"))
+        ended.set()
+
+    threads = [threading.Thread(target=sweep), threading.Thread(target=fork)]
+    threads[0].start()
+    assert begun.wait(10)
+    threads[1].start()
+    for each in threads:
+        each.join(30)
+    assert said == ["forked"]
+
+
+def test_a_thread_may_fork_from_what_it_has_in_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "FORK_WAITS", 60.0)
+
+    def fork_a_grandchild() -> str:
+        with forks.wait():
+            said = said_by_a_child(lambda: "the child's child")
+        return f"{said}, {said_by_a_child(lambda: 'and another')}"
+
+    with forks.wait():
+        assert said_by_a_child(fork_a_grandchild) == "the child's child, and another"

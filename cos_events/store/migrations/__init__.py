@@ -6,12 +6,15 @@ whose value is `package:folder`; they are a branch of their own and may depend o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine
 
 from cos_events.store import locks
@@ -23,6 +26,8 @@ VERSION_TABLE = "schema_version"
 def upgrade(engine: Engine) -> tuple[list[str], list[str]]:
     """Run the migrations that the database lacks, in one transaction.
 
+    A database of a newer version stays as it is.
+
     Returns:
         The revisions before and after, one a branch.
     """
@@ -32,7 +37,8 @@ def upgrade(engine: Engine) -> tuple[list[str], list[str]]:
         connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         before = current(connection)
         config.attributes["connection"] = connection
-        command.upgrade(config, "heads")
+        if not unknown(before):
+            command.upgrade(config, "heads")
         after = current(connection)
     return before, after
 
@@ -43,6 +49,28 @@ def current(connection: Connection) -> list[str]:
         connection, opts={"version_table": VERSION_TABLE, "version_table_schema": SCHEMA}
     )
     return sorted(context.get_current_heads())
+
+
+def heads() -> list[str]:
+    """The newest revisions of this version, one a branch."""
+    return sorted(_scripts().get_heads())
+
+
+def unknown(revisions: Iterable[str]) -> list[str]:
+    """Those that this version does not have: the database is newer, or has another package's."""
+    known = {each.revision for each in _scripts().walk_revisions()}
+    return sorted(set(revisions) - known)
+
+
+def is_behind(revisions: Iterable[str]) -> bool:
+    """Whether a database at these revisions lacks a migration of this version."""
+    revisions = set(revisions)
+    return not unknown(revisions) and not revisions >= set(heads())
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 def _config() -> Config:

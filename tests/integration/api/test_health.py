@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, make_url, text, update
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
+from cos_events.embedded import EmbeddedPostgres
+from cos_events.embedded.process import frozen
 from cos_events.health import STUCK_AFTER
-from cos_events.store import deliveries, engine, subscriptions
+from cos_events.store import deliveries, subscriptions
 from cos_events.store.models import OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
 
@@ -63,7 +66,7 @@ def test_an_outbox_that_nobody_empties_is_not(
     answer = connect().get("/health/ready")
     assert answer.status_code == 503
     (problem,) = answer.json()["problems"]
-    assert problem.startswith("1 events wait to be published, the oldest for 13")
+    assert problem.startswith("1 events wait to be published, the oldest for 2 m:")
 
 
 def test_a_subscription_that_gets_nothing_is_not(
@@ -114,16 +117,44 @@ def test_a_database_that_is_away_or_empty_is_a_problem_with_a_sentence(connect: 
     assert "secret" not in answer.text
 
 
-def test_a_pool_without_a_free_connection_is_a_problem_with_a_sentence(
-    connect: Connect, database: Engine, monkeypatch: pytest.MonkeyPatch
+def test_postgresql_that_stands_still_is_a_problem_in_bounded_time(
+    connect: Connect, place: Path
 ) -> None:
-    make_engine = engine.make_engine
-    none_to_spare = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2}
-    monkeypatch.setattr(engine, "make_engine", lambda url: make_engine(url, **none_to_spare))
-    client = connect()
-    engine.reset()
-    with engine.get_engine().connect():
-        answer = client.get("/health/ready")
-    engine.reset()
+    server = EmbeddedPostgres(place / "postgres", "secret")
+    server.start()
+    try:
+        url = make_url(server.url).update_query_dict({"connect_timeout": "2"})
+        client = connect(DATABASE_URL=url.render_as_string(hide_password=False))
+        assert client.get("/health/ready").json()["problems"][0].endswith("`cos-events db upgrade`")
+        assert server.pid
+        with frozen(server.pid):
+            answer = client.get("/health/ready")
+    finally:
+        server.stop()
     assert answer.status_code == 503
-    assert answer.json()["problems"][0].startswith("no connection to PostgreSQL at postgresql")
+    (problem,) = answer.json()["problems"]
+    assert "cannot be used" in problem
+    assert "timeout expired" in problem
+
+
+def test_a_database_that_takes_no_writes_is_a_problem(connect: Connect, database: Engine) -> None:
+    name = database.url.database
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    answer = connect().get("/health/ready")
+    assert answer.status_code == 503
+    (problem,) = answer.json()["problems"]
+    assert problem.startswith("PostgreSQL takes no writes: is it a standby")
+
+
+def test_tables_of_an_older_version_are_a_problem(connect: Connect, database: Engine) -> None:
+    version = text(
+        "UPDATE cos_events.schema_version SET version_num = :number WHERE version_num = :old"
+    )
+    with database.begin() as connection:
+        connection.execute(version, {"number": "0003", "old": "0004"})
+    answer = connect().get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.json()["problems"] == [
+        "the database has the tables of an older version: run `cos-events db upgrade`"
+    ]

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, make_url, text
 
 from cos_events.cli import COMMANDS
 from cos_events.embedded import Servers
+from cos_events.store import engine
 
 Cli = Callable[..., Result]
 Verify = Callable[..., tuple[int, dict[str, dict[str, int]]]]
@@ -136,6 +137,50 @@ def test_upgrading_twice_leaves_the_database_up_to_date(
     assert cli("verify").exit_code == 0
 
 
+@pytest.fixture
+def at(database: Engine) -> Callable[[str, str], None]:
+    """Let the database be at another revision."""
+    change = "UPDATE cos_events.schema_version SET version_num = :new WHERE version_num = :old"
+
+    def be(old: str, new: str) -> None:
+        with database.begin() as connection:
+            connection.execute(text(change), {"old": old, "new": new})
+
+    return be
+
+
+def test_a_database_of_a_newer_version_stays_as_it_is(cli: Cli, at: Callable[..., None]) -> None:
+    at("0004", "0099")
+    upgraded, shown = cli("db", "upgrade"), cli("db", "current")
+    assert (upgraded.exit_code, shown.exit_code) == (0, 0)
+    assert upgraded.output.startswith("the database stays as it is: it is at 0099, workers_0001, ")
+    assert "does not know 0099" in shown.output
+    assert json.loads(cli("db", "current", "--json").output) == {
+        "database": ["0099", "workers_0001"],
+        "version": ["0004", "workers_0001"],
+        "behind": False,
+    }
+
+
+def test_db_current_fails_where_the_database_is_behind(cli: Cli, at: Callable[..., None]) -> None:
+    assert cli("db", "current").output == "the database is up to date (0004, workers_0001)\n"
+    at("0004", "0003")
+    done = cli("db", "current")
+    assert done.exit_code == 1
+    assert "at 0003, workers_0001, this version at 0004, workers_0001: run" in done.output
+
+
+def test_a_database_that_takes_no_writes_is_one_sentence(
+    database: Engine, cli: Cli, sentence: Callable[[Result], str], subscribe: Callable[..., None]
+) -> None:
+    subscribe("mailer")
+    name = database.url.database
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    engine.reset()
+    assert "takes no writes: is it a standby" in sentence(cli("subscriptions", "pause", "mailer"))
+
+
 @pytest.mark.parametrize(
     "command",
     ["db upgrade", "verify", "status", "dlq list x", "dlq replay x", "record LINES"],
@@ -249,8 +294,21 @@ def test_status_says_what_stands_still(
     subscribe("mailer")
     add_event(published=200)
     (problem,) = json.loads(cli("status", "--json").output)["problems"]
-    assert problem.endswith(" s ago: are its workers running?")
-    assert "\nproblem   mailer has not had an event that was published 20" in cli("status").output
+    said = "mailer has not had an event that was published 3 m ago: are its workers running, "
+    assert problem == f"{said}do they keep up?"
+    assert f"\nproblem   {problem}" in cli("status").output
+
+
+def test_status_checks_for_cron(
+    subscribe: Callable[..., None], add_event: Callable[..., object], cli: Cli
+) -> None:
+    assert cli("status", "--check").exit_code == 0
+    subscribe("mailer")
+    add_event(published=200)
+    assert cli("status").exit_code == 0
+    for options in (["--check"], ["--check", "--json"]):
+        done = cli("status", *options)
+        assert (done.exit_code, "mailer has not had" in done.output) == (1, True)
 
 
 def test_status_with_broker_and_channel_down_still_tells_what_the_database_knows(
