@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -157,7 +158,8 @@ def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) ->
             apply(
                 args=([raw],),
                 retries=retries,
-                countdown=seconds,
+                # RabbitMQ knows whole seconds, and a copy that came early would be passed over.
+                countdown=math.ceil(seconds),
                 queue=task.name,
                 serializer="json",
                 headers=headers_of(span.traceparent),

@@ -215,6 +215,8 @@ def note_sent_again(
             "next_attempt_at": func.now() + again,
         },
         OutboxRow.id == func.any(list(outbox_ids)),
+        # It may have been removed since these were looked up.
+        select(SubscriptionRow.name).where(SubscriptionRow.name == subscription).exists(),
     )
     written = connection.scalars(
         statement.on_conflict_do_nothing().returning(DeliveryRow.event_id)

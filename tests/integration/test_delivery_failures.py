@@ -258,3 +258,15 @@ def test_when_the_broker_does_not_take_the_retry_it_keeps_the_original(
     assert bus.run(name, raw) == "REJECTED"
     bus.app.conf.broker_url = broker_url
     assert bus.state(name, raw) == "retrying"
+
+
+@pytest.mark.parametrize("broker_url", ["redis"], indirect=True)
+@pytest.mark.parametrize("raw", ["no envelope", None], ids=["unusable", "fails"])
+def test_what_the_broker_keeps_goes_back_into_its_queue(
+    bus: Bus, broker_url: str, raw: str | None
+) -> None:
+    name, given = bus.declare(raises(ValueError("no"))), raw or bus.record()
+    bus.app.conf.broker_url = NOBODY_LISTENS
+    rejected = bus.app.tasks[name].apply(args=([given],))
+    bus.app.conf.broker_url = broker_url
+    assert (rejected.state, rejected.result.requeue) == ("REJECTED", True)

@@ -10,6 +10,8 @@ from kombu.message import Message
 from outages import postgres_away
 
 from cos_events import Envelope
+from cos_events.broker import body_of
+from cos_events.recording import make_envelope
 from cos_events.store import deliveries
 
 if TYPE_CHECKING:
@@ -61,3 +63,15 @@ def test_when_the_ledger_is_away_all_of_them_come_again_and_no_attempt_is_counte
     eventually(lambda: queued.extend(bus.queued(name)) or len(queued) == 2)
     assert [message.payload[0][0][0] for message in queued] == raws
     assert {message.headers["retries"] for message in queued} == {0}
+
+
+def test_an_envelope_that_was_never_recorded_here_is_a_dead_letter_and_the_others_run(
+    bus: Bus,
+) -> None:
+    calls: list[int] = []
+    name = bus.declare(lambda message: calls.append(message.data["n"]))
+    stranger = make_envelope(event_type="event_log", module=bus.module, data={"n": 9}).encode()
+    assert bus.run(name, bus.record(n=0), stranger, bus.record(n=1)) == "SUCCESS"
+    assert calls == [0, 1]
+    (letter,) = bus.dead_letters(name)
+    assert body_of(letter).decode() == stranger

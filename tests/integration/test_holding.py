@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from uuid import uuid4
 
 import pytest
 from kombu import Queue
-from sqlalchemy import Engine, func, select
+from locks import waits_for_a_lock
+from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.orm import Session
 
 from cos_events import broker, record_event
@@ -20,6 +22,7 @@ from cos_events.publisher import Publisher
 from cos_events.queue_room import QueueRoom
 from cos_events.redelivery import Redelivery
 from cos_events.store import deliveries, held, locks, subscriptions
+from cos_events.store.lag import lags
 from cos_events.store.ledger import verify
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.subscription import Subscription
@@ -330,3 +333,32 @@ def test_rows_without_an_event_keep_nothing_waiting(
     assert feeder.sweep() == 2
     assert take() == [0, 1]
     assert not is_holding(database)
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["begins", "ends"])
+def test_who_holds_is_not_changed_while_a_batch_is_being_published(
+    database: Engine, name: str, eventually: Callable[..., None], begins: bool
+) -> None:
+    def decide() -> None:
+        with database.begin() as connection:
+            (held.begin_to_hold if begins else held.end_to_hold)(connection, name)
+
+    if not begins:
+        with database.begin() as connection:
+            held.begin_to_hold(connection, name)
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as publishing:
+            publishing.execute(select(locks.share_holding()))
+            decided = pool.submit(decide)
+            eventually(lambda: decided.done() or waits_for_a_lock(database))
+            assert is_holding(database) is not begins
+        decided.result()
+    assert is_holding(database) is begins
+
+
+def test_a_row_whose_event_is_gone_hides_no_other_that_waits(database: Engine, name: str) -> None:
+    with database.begin() as connection:
+        lost = {"subscription": name, "state": "held", "attempts": 0}
+        connection.execute(insert(DeliveryRow).values(event_id=uuid4(), outbox_id=0, **lost))
+        (lag,) = (each for each in lags(connection) if each.subscription == name)
+    assert lag.states == {"held": 1}

@@ -10,7 +10,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine
+from locks import waits_for_a_lock
+from sqlalchemy import Engine, true
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, Rejected, record_event
@@ -19,6 +20,7 @@ from cos_events.dead_letters import replaying
 from cos_events.declaration import subscriber
 from cos_events.errors import SubscriptionError
 from cos_events.feeder import Feeder
+from cos_events.store import held, locks
 from cos_events.store.dead_letters import Filter
 
 if TYPE_CHECKING:
@@ -282,3 +284,57 @@ def test_a_field_that_no_envelope_has_is_refused(path: str, unique: Callable[[st
 def test_an_order_does_not_go_with_batches(unique: Callable[[str], str]) -> None:
     with pytest.raises(SubscriptionError, match="order_by goes with batch_size 1 only"):
         subscriber(unique("sub"), order_by="request_id", batch_size=2)(lambda messages: None)
+
+
+def test_an_old_copy_does_not_bring_a_retry_that_waits_in_postgresql_forward(
+    bus: Bus, handler: Handler
+) -> None:
+    handler.errors[0] = ValueError("not yet")
+    name = bus.declare(
+        handler.handle, order_by="data.key", retry_backoff=False, default_retry_delay=3600
+    )
+    raw = bus.record(key="a", n=0)
+    bus.run(name, raw)
+    due = bus.row(name, raw).next_attempt_at
+    bus.run(name, raw)
+    assert (bus.state(name, raw), bus.row(name, raw).next_attempt_at) == ("held", due)
+
+
+def test_what_was_held_before_its_key_was_known_keeps_its_place(
+    bus: Bus, handler: Handler, name: str, database: Engine
+) -> None:
+    first, second = bus.record(key="a", n=0), bus.record(key="a", n=1)
+    with database.begin() as connection:
+        held.hold(connection, [name], true())
+    bus.run(name, second)
+    assert handler.had == []
+    bus.run(name, first)
+    bus.run_queued(name)
+    assert handler.of("a") == [0, 1]
+
+
+def test_what_is_published_only_while_its_queue_is_full_is_not_waited_for(
+    bus: Bus, handler: Handler, name: str, database: Engine, feeder: Feeder
+) -> None:
+    with database.begin() as connection:
+        held.begin_to_hold(connection, name)
+    first, second = bus.record(key="a", n=0), bus.record(key="a", n=1)
+    bus.run(name, second)
+    assert (bus.state(name, first), feeder.sweep()) == ("held", 1)
+    while bus.run_queued(name):
+        pass
+    assert handler.of("a") == [0, 1]
+
+
+def test_whose_turn_it_is_one_worker_decides_at_a_time(
+    bus: Bus, handler: Handler, name: str, database: Engine, eventually: Callable[..., None]
+) -> None:
+    raw = bus.record(key="a", n=0)
+    with ThreadPoolExecutor(1) as workers:
+        with database.begin() as deciding:
+            locks.order(deciding, name)
+            run = workers.submit(bus.run, name, raw)
+            eventually(lambda: run.done() or waits_for_a_lock(database))
+            assert handler.had == []
+        assert run.result() == "SUCCESS"
+    assert handler.of("a") == [0]

@@ -17,7 +17,7 @@ from cos_events.broadcast import make_wire
 from cos_events.declaration import subscriber
 from cos_events.errors import SubscriptionError
 from cos_events.feeder import Feeder
-from cos_events.store import pauses
+from cos_events.store import deliveries, pauses
 from cos_events.store.models import DeliveryRow, SubscriptionRow
 
 if TYPE_CHECKING:
@@ -283,3 +283,51 @@ def test_what_a_session_wrote_before_the_outage_is_rolled_back(bus: Bus, databas
 def test_what_is_no_error_cannot_be_paused_on(pause_on: Any, unique: Callable[[str], str]) -> None:
     with pytest.raises(SubscriptionError, match="pause_on must be a tuple of exception classes"):
         subscriber(unique("sub"), pause_on=pause_on)(lambda message: None)
+
+
+def test_a_probe_for_which_nothing_waited_keeps_no_later_event_from_probing(
+    bus: Bus, graph: Graph, name: str, database: Engine, feed: Callable[[], int]
+) -> None:
+    with database.begin() as connection:
+        pauses.pause(connection, name, "away")
+    let_time_pass(database)
+    assert feed() == 0
+    raw = bus.record(n=1)
+    with database.begin() as connection:
+        deliveries.hold(connection, name, [Envelope.decode(raw).base_log_id])
+    graph.up = True
+    assert feed() == 1
+    assert (bus.state(name, raw), row(database).paused_until) == ("delivered", None)
+
+
+def test_a_probe_that_gets_through_ends_no_pause_by_hand(
+    bus: Bus, name: str, database: Engine
+) -> None:
+    with database.begin() as connection:
+        pauses.pause_by_hand(connection, name, "maintenance")
+        assert not pauses.resume(connection, name)
+    assert row(database).paused_because == "maintenance"
+
+
+def test_an_old_copy_that_meets_a_pause_does_not_bring_its_retry_forward(
+    bus: Bus, graph: Graph
+) -> None:
+    name = bus.declare(
+        graph.handle, pause_on=(GraphAway,), retry_backoff=False, default_retry_delay=3600
+    )
+    raw = bus.record(n=1)
+    graph.error = ValueError
+    bus.run(name, raw)
+    due = bus.row(name, raw).next_attempt_at
+    graph.error = GraphAway
+    bus.run(name, bus.record(n=2))
+    bus.run(name, raw)
+    assert (bus.state(name, raw), bus.row(name, raw).next_attempt_at) == ("held", due)
+
+
+def test_an_outage_of_weeks_is_paused_as_ever(bus: Bus, name: str, database: Engine) -> None:
+    """Two to the power of all its probes would be no number any more."""
+    with database.begin() as connection:
+        connection.execute(update(SubscriptionRow).values(probes=30))
+        assert pauses.pause(connection, name, "away")
+    assert row(database).probes == 30

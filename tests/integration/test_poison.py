@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery.exceptions import WorkerLostError
+from sqlalchemy import Engine
 
-from cos_events import Envelope, failure
+from cos_events import Envelope, Rejected, failure
+from cos_events.store import deliveries
 from cos_events.subscribers import subscribers_of
 
 if TYPE_CHECKING:
@@ -114,3 +116,42 @@ def test_a_retry_that_is_due_long_after_waits_in_postgresql(bus: Bus) -> None:
     assert bus.run(name, raw) == "RETRY"
     assert bus.state(name, raw) == "held"
     assert bus.queued(name) == []
+
+
+def test_a_retry_is_on_the_broker_or_waits_in_postgresql_also_at_the_limit(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., None]
+) -> None:
+    def handler(message: Envelope) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(failure, "LONGEST_ON_BROKER", 0.0)
+    name = bus.declare(handler, retry_backoff=False, default_retry_delay=0)
+    raw = bus.record()
+    assert bus.run(name, raw) == "RETRY"
+    assert bus.state(name, raw) == "retrying"
+    eventually(lambda: bus.queued(name))
+
+
+def test_of_what_is_dead_no_death_is_counted(bus: Bus, database: Engine) -> None:
+    def handler(message: Envelope) -> None:
+        raise Rejected("never")
+
+    name, raw = bus.declare(handler), bus.record()
+    bus.run(name, raw)
+    with database.begin() as connection:
+        assert not deliveries.count_death(connection, name, Envelope.decode(raw).base_log_id)
+    assert bus.row(name, raw).deaths == 0
+
+
+def test_a_retry_after_half_a_second_comes_on_either_broker(
+    bus: Bus, eventually: Callable[..., None]
+) -> None:
+    def handler(message: Envelope) -> None:
+        raise ValueError
+
+    name = bus.declare(handler, retry_backoff=False, default_retry_delay=0.5)
+    raw = bus.record()
+    assert bus.run(name, raw) == "RETRY"
+    row = bus.row(name, raw)
+    assert (row.state, row.attempts, row.deaths) == ("retrying", 1, 0)
+    eventually(lambda: bus.queued(name))

@@ -297,3 +297,11 @@ def test_what_is_dropped_while_l1_is_healed_is_not_recorded_once_more(database: 
     found = healing.find(database, EVERYTHING, heal=True)
     sqlalchemy.event.remove(database, "after_cursor_execute", drop_now)
     assert (dropped, found.found, found.healed) == ([1], 0, 0)
+
+
+def test_a_longer_retention_does_not_bring_back_what_was_dropped(database: Engine) -> None:
+    with database.begin() as connection:
+        statements.note(connection, timedelta(days=1))
+        before = statements.dropped_before(connection)
+        statements.note(connection, timedelta(days=30))
+        assert statements.dropped_before(connection) == before

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from locks import waits_for_a_lock
 from sqlalchemy import Engine, func, select, true, update
 from sqlalchemy.orm import Session
 
-from cos_events import replay
+from cos_events import gate, replay
 from cos_events.broadcast import BrokerWire, Copy, make_broadcaster, make_wire
 from cos_events.cli import main
 from cos_events.envelope import Envelope
@@ -38,10 +39,10 @@ def publisher(database: Engine, bus: Any) -> Iterator[Publisher]:
 
 
 @contextmanager
-def handling(database: Engine, name: str, raw: str) -> Iterator[None]:
+def handling(database: Engine, name: str, raw: str, attempts: int = 1) -> Iterator[None]:
     """A handler's transaction has this event's row while the body runs, and then fails."""
     with Session(database) as session:
-        deliveries.settle(session, name, [Envelope.decode(raw).base_log_id], 1)
+        deliveries.settle(session, name, [Envelope.decode(raw).base_log_id], attempts)
         yield
         session.rollback()
 
@@ -156,6 +157,25 @@ def test_the_feeder_takes_nothing_back_that_a_handler_has(bus: Any, database: En
     assert (bus.state(name, first), bus.state(name, second)) == ("retrying", "held")
 
 
+def test_the_feeder_takes_nothing_back_that_was_delivered_meanwhile(
+    bus: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = bus.declare(lambda message: None)
+    first, second = bus.record(n=1), bus.record(n=2)
+
+    def take_silently(_name: str, copies: Sequence[Copy]) -> None:
+        assert bus.run(name, copies[0].envelope) == "SUCCESS"
+        raise BroadcastError("no answer")
+
+    with database.begin() as connection:
+        held.hold(connection, [name], true())
+    with closing(make_wire()) as wire, monkeypatch.context() as patch:
+        patch.setattr(wire, "send_to_queue", take_silently)
+        with pytest.raises(BroadcastError):
+            Feeder(database, wire, 10_000, again=60).sweep()
+    assert (bus.state(name, first), bus.state(name, second)) == ("delivered", "held")
+
+
 def test_a_second_copy_of_an_event_that_runs_keeps_no_other_key_waiting(
     bus: Any, database: Engine, publisher: Publisher
 ) -> None:
@@ -205,6 +225,79 @@ def test_a_retry_that_older_code_began_and_nobody_wants_any_more_is_dropped(
         relay = Redelivery(database, wire, 0.1)
         eventually(lambda: relay.sweep() == 0 and bus.row(name, raw) is None)
     assert bus.queued(name) == []
+
+
+def failed_long_ago(database: Engine, name: str, *raws: str) -> None:
+    with database.begin() as connection:
+        for raw in raws:
+            deliveries.note_failure(
+                connection,
+                name,
+                Envelope.decode(raw).base_log_id,
+                state="retrying",
+                attempts=1,
+                error="away",
+                wait=timedelta(hours=-1),
+            )
+
+
+def test_the_relay_sends_late_retries_past_one_whose_handler_runs(
+    bus: Any, database: Engine
+) -> None:
+    name = bus.declare(lambda message: None)
+    runs, lost = bus.record(n=1), bus.record(n=2)
+    failed_long_ago(database, name, runs, lost)
+    with ExitStack() as handlers, closing(make_wire()) as wire, ThreadPoolExecutor(1) as pool:
+        handlers.enter_context(handling(database, name, runs, attempts=2))
+        sweep = pool.submit(Redelivery(database, wire, 60.0).sweep)
+        try:
+            assert sweep.result(PATIENCE) == 1
+        finally:
+            handlers.close()
+    assert [message.payload[0] for message in bus.queued(name)] == [[[lost]]]
+
+
+def test_a_worker_with_narrower_filters_starts_past_a_handler_that_runs(
+    bus: Any, database: Engine
+) -> None:
+    name = bus.declare(lambda message: None)
+    runs, waits = bus.record(n=1), bus.record(n=2)
+    failed_long_ago(database, name, runs, waits)
+    narrower = Subscription(name, None, frozenset({"another_type"}))
+
+    def register() -> None:
+        with database.begin() as connection:
+            subscriptions.register(connection, [narrower])
+
+    with ExitStack() as handlers, ThreadPoolExecutor(1) as pool:
+        handlers.enter_context(handling(database, name, runs, attempts=2))
+        registered = pool.submit(register)
+        try:
+            registered.result(PATIENCE)
+        finally:
+            handlers.close()
+    assert (bus.state(name, runs), bus.state(name, waits)) == ("retrying", None)
+
+
+@pytest.mark.parametrize("redelivered", [False, True], ids=["it fails", "its worker died"])
+def test_what_is_noted_of_a_copy_waits_for_no_other_copy_whose_handler_runs(
+    bus: Any, database: Engine, monkeypatch: pytest.MonkeyPatch, redelivered: bool
+) -> None:
+    def fail(message: Envelope) -> None:
+        raise OSError("away")
+
+    monkeypatch.setattr(gate, "LOCK_TIMEOUT_MS", 50)
+    monkeypatch.setattr("cos_events.failure.LEDGER_AWAY_DELAY", 0)
+    monkeypatch.setattr("cos_events.delivery._is_redelivered", lambda _: redelivered)
+    name, raw = bus.declare(fail), bus.record()
+    with ExitStack() as handlers, ThreadPoolExecutor(1) as pool:
+        handlers.enter_context(handling(database, name, raw))
+        run = pool.submit(bus.run, name, raw)
+        try:
+            assert run.result(PATIENCE) == "RETRY"
+        finally:
+            handlers.close()
+    assert bus.row(name, raw) is None
 
 
 @pytest.fixture

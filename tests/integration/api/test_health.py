@@ -40,9 +40,10 @@ def add_old(database: Engine) -> Callable[..., None]:
     return add
 
 
-def subscribe(on: Engine, name: str) -> None:
+def subscribe(on: Engine, name: str, *event_types: str) -> None:
     with on.begin() as connection:
-        subscriptions.register(connection, [Subscription(name)])
+        wanted = frozenset(event_types) or None
+        subscriptions.register(connection, [Subscription(name, event_types=wanted)])
 
 
 def test_a_process_that_answers_is_live_whatever_else_is_down(connect: Connect) -> None:
@@ -158,3 +159,11 @@ def test_tables_of_an_older_version_are_a_problem(connect: Connect, database: En
     assert answer.json()["problems"] == [
         "the database has the tables of an older version: run `cos-events db upgrade`"
     ]
+
+
+def test_an_event_that_a_subscription_does_not_want_is_no_problem(
+    connect: Connect, database: Engine, add_old: Callable[..., None]
+) -> None:
+    subscribe(database, "mailer", "order_placed")
+    add_old(published=True)
+    assert connect().get("/health/ready").json() == {"status": "ready", "problems": []}

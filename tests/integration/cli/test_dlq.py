@@ -136,6 +136,18 @@ def test_replay_gives_a_dead_letter_its_first_day_back(
     assert cli("dlq", "replay", name).output == f"0 replayed to {name}\n"
 
 
+def test_replay_forgets_the_deaths_of_what_killed_its_workers(
+    subscribe: Callable[..., None], add_event: AddEvent, cli: Cli, database: Engine
+) -> None:
+    subscribe("mailer")
+    event = add_event(published=60, mailer="dead")
+    with Session(database) as session, session.begin():
+        session.get_one(DeliveryRow, ("mailer", event)).deaths = 5
+    assert cli("dlq", "replay", "mailer").exit_code == 0
+    with Session(database) as session:
+        assert session.get_one(DeliveryRow, ("mailer", event)).deaths == 0
+
+
 def test_replay_takes_its_copies_off_the_dead_letter_queue_and_no_others(
     name: str, add_event: AddEvent, cli: Cli, database: Engine
 ) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session
 
 from cos_events import replay
+from cos_events.selection import EVERYTHING
 from cos_events.store import deliveries
 from cos_events.store.ledger import verify
 from cos_events.store.models import DeliveryRow
@@ -169,3 +170,34 @@ def test_a_time_that_is_none_is_a_usage_error(cli: Cli) -> None:
     result = cli("replay", "mailer", "--since", "yesterday")
     assert result.exit_code == 2
     assert "is not a point in time" in result.output
+
+
+@pytest.mark.parametrize("state", ["delivered", "dead", "discarded"])
+def test_whatever_has_ended_begins_anew(
+    state: str,
+    subscribe: Callable[..., None],
+    add_event: AddEvent,
+    cli: Cli,
+    database: Engine,
+) -> None:
+    subscribe("mailer")
+    event = add_event(published=60, mailer=state)
+    with database.begin() as connection:
+        connection.execute(update(DeliveryRow).values(deaths=5))
+    cli("replay", "mailer")
+    with Session(database) as session:
+        row = session.get_one(DeliveryRow, ("mailer", event))
+    assert (row.state, row.attempts, row.deaths, row.error) == ("held", 0, 0, None)
+
+
+def test_what_is_recorded_meanwhile_is_not_part_of_it(
+    history: list[UUID], add_event: AddEvent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "BATCH_SIZE", 4)
+    more = [1, 1]
+
+    def record(_done: int) -> None:
+        if more:
+            add_event(published=more.pop())
+
+    assert replay.run_again("mailer", EVERYTHING, record) == (len(history), 0)

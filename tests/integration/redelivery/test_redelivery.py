@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from queues import drain
 from redis import Redis
-from sqlalchemy import Engine, update
+from sqlalchemy import Connection, Engine, Row, update
 from sqlalchemy.orm import Session
 
 from cos_events import broker
 from cos_events.broadcast import Copy, make_wire, send_to_queue
 from cos_events.errors import BroadcastError
+from cos_events.gathering import is_redelivered
 from cos_events.redelivery import Redelivery
 from cos_events.store import deliveries, redelivery, removal
 from cos_events.store.ledger import verify
@@ -220,3 +222,68 @@ def test_nothing_is_sent_again_to_a_subscription_that_was_removed(
             connection, subscription.name, timedelta(), 10, overtaken=False
         )
     assert (late, relay.sweep()) == ([], 0)
+
+
+def test_what_a_slightly_later_event_has_overtaken_may_still_be_in_a_workers_hands(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    runs, behind, had = record(database, 3)
+    published(database, [runs], ago=130)
+    published(database, [had], ago=100)
+    published(database, [behind], ago=1)
+    delivered(database, subscription, [had])
+    send_to_queue(subscription.name, [Copy(envelope_of(database, behind))])
+    assert relay.sweep() == 0
+
+
+def test_what_is_only_held_or_tried_again_has_overtaken_nothing(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    waits, failing, kept_back = record(database, 3)
+    published(database, [waits], ago=200)
+    published(database, [failing, kept_back], ago=100)
+    failed(database, subscription, failing, attempts=1, ago=0)
+    with database.begin() as connection:
+        deliveries.hold(connection, subscription.name, [kept_back])
+    send_to_queue(subscription.name, [Copy(envelope_of(database, waits))])
+    assert relay.sweep() == 0
+
+
+def test_an_overdue_retry_is_sent_again_only_after_another_while(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    (late,) = record(database)
+    published(database, [late], ago=3600)
+    failed(database, subscription, late, attempts=4, ago=61)
+    assert [relay.sweep(), len(taken_from(subscription.name)), relay.sweep()] == [1, 1, 0]
+
+
+def test_a_copy_that_is_sent_again_says_that_a_worker_may_have_died_of_the_first(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    lost, late = record(database, 2)
+    published(database, [lost, late], ago=61)
+    failed(database, subscription, late, attempts=4, ago=61)
+    assert relay.sweep() == 2
+    assert [is_redelivered(copy) for copy in drain(subscription.name)] == [True, True]
+
+
+def test_nothing_is_sent_to_a_subscription_that_is_removed_meanwhile(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    published(database, record(database, 2), ago=61)
+    look = relay._look
+
+    def look_then_remove(connection: Connection, name: str) -> Sequence[Row[int, bool, bool]]:
+        missing = look(connection, name)
+        assert missing
+        removal.forget(connection, name)
+        return missing
+
+    monkeypatch.setattr(relay, "_look", look_then_remove)
+    assert relay.sweep() == 0
+    assert not broker.queue_depths([subscription.name]).get(subscription.name)
+    register(database, subscription)

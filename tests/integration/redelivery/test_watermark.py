@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from outages import postgres_away
 from sqlalchemy import Engine, delete, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
@@ -54,6 +58,39 @@ def test_a_server_that_lost_the_last_transactions_is_not_taken_for_the_one_befor
     published(database, [late], ago=3600)
     relay.sweep()
     assert [event_id for event_id, _ in taken_from(subscription.name)] == [late]
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_after_a_failure_the_server_may_be_another_one_that_is_as_far(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    had = record(database, 10)
+    published(database, had, ago=1)
+    delivered(database, subscription, had)
+    for _ in range(3):
+        relay.sweep()
+    assert watermark(database, subscription.name) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(redelivery, "snapshot", postgres_away)
+        with pytest.raises(OperationalError):
+            relay.sweep()
+    with database.begin() as connection:
+        connection.execute(delete(OutboxRow))
+        connection.execute(delete(DeliveryRow))
+        connection.execute(text("UPDATE cos_events.subscription SET settled_through = 0"))
+        connection.execute(text("ALTER SEQUENCE cos_events.outbox_id_seq RESTART"))
+    with Session(database) as late:
+        record_event(late, "event_log", {})
+        late.flush()
+        others = record(database, 10)
+        published(database, others, ago=1)
+        delivered(database, subscription, others)
+        for _ in range(3):
+            relay.sweep()
+        assert watermark(database, subscription.name) == 0
 
 
 def test_a_subscription_is_left_alone_until_something_of_it_can_be_overdue_or_it_is_far_behind(
@@ -223,3 +260,23 @@ def test_what_narrower_filters_leave_out_is_owed_no_more_and_others_hear_of_the_
     with database.connect() as connection:
         waits = connection.scalars(select(DeliveryRow.event_id)).all()
     assert (waits, left_out in waits) == ([kept], False)
+
+
+def test_a_relay_that_has_just_begun_takes_no_watermark_back(
+    database: Engine,
+    subscription: Subscription,
+    relay: Redelivery,
+    clean_queues: list[str],
+    unique: Callable[[str], str],
+) -> None:
+    """It would owe a new subscription all that was recorded before it began."""
+    before = record(database)
+    new = Subscription(unique("new"))
+    clean_queues.append(new.name)
+    register(database, new)
+    had = record(database)
+    published(database, [*before, *had], ago=61)
+    delivered(database, subscription, [*before, *had])
+    delivered(database, new, had)
+    assert [relay.sweep() for _ in range(3)] == [0, 0, 0]
+    assert watermark(database, new.name) >= 1
