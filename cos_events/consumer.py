@@ -24,7 +24,7 @@ from celery.worker.consumer import Consumer, Tasks
 from celery.worker.request import Request
 from kombu.message import Message
 
-from cos_events import telemetry
+from cos_events import dead_letters, telemetry
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail
 from cos_events.gathering import Batching, Lane, Queueing, delivery_of, is_redelivered, wake_up_of
@@ -83,10 +83,12 @@ class DeliveryRequest(Request):
         raws, deaths = self.args[0], None if isinstance(error, WorkerLostError) else 0
         with telemetry.consuming(task.name, raws, self.request_dict):
             for raw in raws:
-                # What cannot be decoded is no attempt of the handler.
-                with suppress(InvalidEnvelope):
-                    retries = self.request_dict["retries"]
+                retries = self.request_dict["retries"]
+                try:
                     fail(task, task.subscriber, raw, retries, error, deaths=deaths)
+                except InvalidEnvelope as invalid:
+                    # No attempt of the handler, but acknowledged with its batch.
+                    dead_letters.bury_unusable(task.app, task.name, raw, str(invalid))
 
 
 def may_queue(subscriber: Subscriber, task: Any) -> bool:

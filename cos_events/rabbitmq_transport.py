@@ -11,11 +11,13 @@ For any Celery application: import this module, and set `broker_transport` to on
 What this stands on: a channel of py-amqp numbers its deliveries from 1; Kombu's `Message.ack` and
 `reject` call its `basic_ack` and `basic_reject`; `Transport.on_readable` is called when there is
 something to read; py-amqp's transport reads from its private `_read_buffer` first, and its
-connection takes a frame by `on_inbound_frame`. Tests run each of them on a real server.
+connection takes a frame by `on_inbound_frame`, and has the socket of its private `_transport` shut
+down by `collect`. Tests run each of them on a real server.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,9 +118,24 @@ class Channel(_pyamqp.Channel):  # type: ignore[misc]
 
 
 class Connection(_pyamqp.Connection):  # type: ignore[misc]
-    """Makes such channels."""
+    """Makes such channels; and a forked child leaves it to its parent."""
 
     Channel = Channel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._process = os.getpid()
+        super().__init__(*args, **kwargs)
+
+    def collect(self) -> None:
+        """Drop the connection without a word to the server.
+
+        Kombu's pools do so in each child. py-amqp would shut the socket down, the parent's, too.
+        """
+        transport = self._transport
+        if os.getpid() != self._process and transport is not None and transport.sock is not None:
+            transport.sock.close()
+            transport.sock = None
+        super().collect()
 
 
 class Transport(_pyamqp.Transport):  # type: ignore[misc]

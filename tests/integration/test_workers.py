@@ -305,12 +305,14 @@ def test_a_message_that_kills_its_worker_ends_among_the_dead_letters_and_its_bat
     team: Team, database: Engine
 ) -> None:
     team.start()
+    name = team.queue("deadly")
+    with broker.connect() as connection:
+        connection.Producer().publish("garbage", exchange="", routing_key=name)
     with Session(database) as session:
         ids = {
-            record_event(session, "deadly" if n == 2 else "harmless", {"n": n}): n for n in range(5)
+            record_event(session, "deadly" if n == 2 else "harmless", {"n": n}): n for n in range(4)
         }
         session.commit()
-    name = team.queue("deadly")
 
     def ended() -> dict[UUID, str]:
         query = select(DeliveryRow.event_id, DeliveryRow.state)
@@ -320,6 +322,7 @@ def test_a_message_that_kills_its_worker_ends_among_the_dead_letters_and_its_bat
 
     team.eventually(lambda: len(ended()) == len(ids))
     assert ended() == {each: "dead" if n == 2 else "delivered" for each, n in ids.items()}
+    team.eventually(lambda: team.depth(f"{name}.dlq") == 2)  # what was no event, too
 
 
 def test_a_message_that_ends_whole_workers_is_a_dead_letter_and_others_keep_flowing(
