@@ -34,21 +34,31 @@ def test_the_watermark_follows_the_deliveries_and_stops_at_the_first_gap(
     assert watermark(database, subscription.name) == 10
 
 
-@pytest.mark.usefixtures("few_are_many")
-def test_a_server_that_lost_the_last_transactions_is_not_taken_for_the_one_before(
-    database: Engine, subscription: Subscription, relay: Redelivery
-) -> None:
+def have_had_ten(database: Engine, subscription: Subscription, relay: Redelivery) -> None:
+    """Its watermark is at the tenth event, and it has had all of them."""
     had = record(database, 10)
     published(database, had, ago=1)
     delivered(database, subscription, had)
     for _ in range(3):
         relay.sweep()
     assert watermark(database, subscription.name) == 10
+
+
+def replace_by_an_empty_one(database: Engine) -> None:
+    """Another server, to which nothing was committed yet."""
     with database.begin() as connection:
         connection.execute(delete(OutboxRow))
         connection.execute(delete(DeliveryRow))
         connection.execute(text("UPDATE cos_events.subscription SET settled_through = 0"))
         connection.execute(text("ALTER SEQUENCE cos_events.outbox_id_seq RESTART"))
+
+
+@pytest.mark.usefixtures("few_are_many")
+def test_a_server_that_lost_the_last_transactions_is_not_taken_for_the_one_before(
+    database: Engine, subscription: Subscription, relay: Redelivery
+) -> None:
+    have_had_ten(database, subscription, relay)
+    replace_by_an_empty_one(database)
     with Session(database) as session:
         late = record_event(session, "event_log", {})
         session.flush()
@@ -67,21 +77,12 @@ def test_after_a_failure_the_server_may_be_another_one_that_is_as_far(
     relay: Redelivery,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    had = record(database, 10)
-    published(database, had, ago=1)
-    delivered(database, subscription, had)
-    for _ in range(3):
-        relay.sweep()
-    assert watermark(database, subscription.name) == 10
+    have_had_ten(database, subscription, relay)
     with monkeypatch.context() as patch:
         patch.setattr(redelivery, "snapshot", postgres_away)
         with pytest.raises(OperationalError):
             relay.sweep()
-    with database.begin() as connection:
-        connection.execute(delete(OutboxRow))
-        connection.execute(delete(DeliveryRow))
-        connection.execute(text("UPDATE cos_events.subscription SET settled_through = 0"))
-        connection.execute(text("ALTER SEQUENCE cos_events.outbox_id_seq RESTART"))
+    replace_by_an_empty_one(database)
     with Session(database) as late:
         record_event(late, "event_log", {})
         late.flush()
