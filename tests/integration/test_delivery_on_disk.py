@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from kombu.message import Message
 from outages import postgres_away
+from retries import failed
 from sqlalchemy import Connection, Engine, event, make_url, text
 from sqlalchemy.orm import Session
 
@@ -194,16 +194,7 @@ def test_what_a_task_has_left_alone_it_does_not_send_again(bus: Bus, database: E
 
     name = bus.declare(handle)
     waits, other = (bus.record(n=n) for n in range(2))
-    with database.begin() as connection:
-        deliveries.note_failure(
-            connection,
-            name,
-            Envelope.decode(waits).base_log_id,
-            state="retrying",
-            attempts=1,
-            error="gone",
-            wait=timedelta(seconds=3),
-        )
+    failed(database, name, Envelope.decode(waits).base_log_id, wait=3)
     bus.run(name, waits, other)
     assert [bus.state(name, raw) for raw in (waits, other)] == ["retrying", "delivered"]
     assert bus.queued(name) == []

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from locks import waits_for_a_lock
+from retries import failed
 from sqlalchemy import Engine, func, select, true, update
 from sqlalchemy.orm import Session
 
@@ -228,17 +228,8 @@ def test_a_retry_that_older_code_began_and_nobody_wants_any_more_is_dropped(
 
 
 def failed_long_ago(database: Engine, name: str, *raws: str) -> None:
-    with database.begin() as connection:
-        for raw in raws:
-            deliveries.note_failure(
-                connection,
-                name,
-                Envelope.decode(raw).base_log_id,
-                state="retrying",
-                attempts=1,
-                error="away",
-                wait=timedelta(hours=-1),
-            )
+    for raw in raws:
+        failed(database, name, Envelope.decode(raw).base_log_id, wait=-3_600)
 
 
 def test_the_relay_sends_late_retries_past_one_whose_handler_runs(

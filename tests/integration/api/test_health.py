@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from databases import be_at_revision, take_no_writes
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, make_url, text, update
 from sqlalchemy.orm import Session
@@ -139,9 +140,7 @@ def test_postgresql_that_stands_still_is_a_problem_in_bounded_time(
 
 
 def test_a_database_that_takes_no_writes_is_a_problem(connect: Connect, database: Engine) -> None:
-    name = database.url.database
-    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    take_no_writes(database)
     answer = connect().get("/health/ready")
     assert answer.status_code == 503
     (problem,) = answer.json()["problems"]
@@ -149,11 +148,7 @@ def test_a_database_that_takes_no_writes_is_a_problem(connect: Connect, database
 
 
 def test_tables_of_an_older_version_are_a_problem(connect: Connect, database: Engine) -> None:
-    version = text(
-        "UPDATE cos_events.schema_version SET version_num = :number WHERE version_num = :old"
-    )
-    with database.begin() as connection:
-        connection.execute(version, {"number": "0003", "old": "0004"})
+    be_at_revision(database, "0003")
     answer = connect().get("/health/ready")
     assert answer.status_code == 503
     assert answer.json()["problems"] == [

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from databases import be_at_revision, take_no_writes
 from sqlalchemy import Engine, make_url, text
 
 from cos_events.cli import COMMANDS
@@ -137,20 +138,8 @@ def test_upgrading_twice_leaves_the_database_up_to_date(
     assert cli("verify").exit_code == 0
 
 
-@pytest.fixture
-def at(database: Engine) -> Callable[[str, str], None]:
-    """Let the database be at another revision."""
-    change = "UPDATE cos_events.schema_version SET version_num = :new WHERE version_num = :old"
-
-    def be(old: str, new: str) -> None:
-        with database.begin() as connection:
-            connection.execute(text(change), {"old": old, "new": new})
-
-    return be
-
-
-def test_a_database_of_a_newer_version_stays_as_it_is(cli: Cli, at: Callable[..., None]) -> None:
-    at("0004", "0099")
+def test_a_database_of_a_newer_version_stays_as_it_is(database: Engine, cli: Cli) -> None:
+    be_at_revision(database, "0099")
     upgraded, shown = cli("db", "upgrade"), cli("db", "current")
     assert (upgraded.exit_code, shown.exit_code) == (0, 0)
     assert upgraded.output.startswith("the database stays as it is: it is at 0099, workers_0001, ")
@@ -162,9 +151,9 @@ def test_a_database_of_a_newer_version_stays_as_it_is(cli: Cli, at: Callable[...
     }
 
 
-def test_db_current_fails_where_the_database_is_behind(cli: Cli, at: Callable[..., None]) -> None:
+def test_db_current_fails_where_the_database_is_behind(database: Engine, cli: Cli) -> None:
     assert cli("db", "current").output == "the database is up to date (0004, workers_0001)\n"
-    at("0004", "0003")
+    be_at_revision(database, "0003")
     done = cli("db", "current")
     assert done.exit_code == 1
     assert "at 0003, workers_0001, this version at 0004, workers_0001: run" in done.output
@@ -174,9 +163,7 @@ def test_a_database_that_takes_no_writes_is_one_sentence(
     database: Engine, cli: Cli, sentence: Callable[[Result], str], subscribe: Callable[..., None]
 ) -> None:
     subscribe("mailer")
-    name = database.url.database
-    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    take_no_writes(database)
     engine.reset()
     assert "takes no writes: is it a standby" in sentence(cli("subscriptions", "pause", "mailer"))
 

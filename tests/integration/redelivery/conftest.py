@@ -79,22 +79,6 @@ def delivered(engine: Engine, subscription: Subscription, event_ids: list[UUID])
         deliveries.settle(connection, subscription.name, event_ids, 1)
 
 
-def failed(
-    engine: Engine, subscription: Subscription, event_id: UUID, *, attempts: int, ago: float
-) -> None:
-    """Let its handler have failed at this, and the retry's time be over for so many seconds."""
-    with engine.begin() as connection:
-        deliveries.note_failure(
-            connection,
-            subscription.name,
-            event_id,
-            state="retrying",
-            attempts=attempts,
-            error="again",
-            wait=timedelta(seconds=-ago),
-        )
-
-
 def taken_from(name: str) -> list[tuple[UUID, int]]:
     """The events on a queue with the attempts that their messages tell, and empty it."""
     taken = []

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from queues import drain
 from redis import Redis
+from retries import failed
 from sqlalchemy import Connection, Engine, Row, update
 from sqlalchemy.orm import Session
 
@@ -23,7 +24,7 @@ from cos_events.store.ledger import verify
 from cos_events.store.models import DeliveryRow
 from cos_events.subscription import Subscription
 
-from .conftest import delivered, envelope_of, failed, published, record, register, taken_from
+from .conftest import delivered, envelope_of, published, record, register, taken_from
 
 pytestmark = pytest.mark.usefixtures("woken")
 
@@ -103,7 +104,7 @@ def test_an_overdue_retry_keeps_its_attempts(
 ) -> None:
     (late,) = record(database)
     published(database, [late], ago=3600)
-    failed(database, subscription, late, attempts=4, ago=61)
+    failed(database, subscription.name, late, attempts=4, wait=-61)
     assert relay.sweep() == 1
     assert taken_from(subscription.name) == [(late, 4)]
 
@@ -176,7 +177,7 @@ def test_a_retry_that_later_events_have_overtaken_is_lost_though_the_queue_is_no
     (retry,), (later,), (waits,) = (record(database) for _ in range(3))
     published(database, [retry], ago=7_200)
     published(database, [later, waits], ago=1)
-    failed(database, subscription, retry, attempts=1, ago=3_600)
+    failed(database, subscription.name, retry, attempts=1, wait=-3_600)
     with closing(make_wire()) as wire:
         wire.send_to_queue(subscription.name, [Copy(envelope_of(database, waits))])
     assert relay.sweep() == 0
@@ -215,7 +216,7 @@ def test_nothing_is_sent_again_to_a_subscription_that_was_removed(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:
     lost = record(database)
-    failed(database, subscription, lost[0], attempts=1, ago=61)
+    failed(database, subscription.name, lost[0], attempts=1, wait=-61)
     with database.begin() as connection:
         removal.forget(connection, subscription.name)
         late = redelivery.take_late_retries(
@@ -242,7 +243,7 @@ def test_what_is_only_held_or_tried_again_has_overtaken_nothing(
     waits, failing, kept_back = record(database, 3)
     published(database, [waits], ago=200)
     published(database, [failing, kept_back], ago=100)
-    failed(database, subscription, failing, attempts=1, ago=0)
+    failed(database, subscription.name, failing, attempts=1, wait=0)
     with database.begin() as connection:
         deliveries.hold(connection, subscription.name, [kept_back])
     send_to_queue(subscription.name, [Copy(envelope_of(database, waits))])
@@ -254,7 +255,7 @@ def test_an_overdue_retry_is_sent_again_only_after_another_while(
 ) -> None:
     (late,) = record(database)
     published(database, [late], ago=3600)
-    failed(database, subscription, late, attempts=4, ago=61)
+    failed(database, subscription.name, late, attempts=4, wait=-61)
     assert [relay.sweep(), len(taken_from(subscription.name)), relay.sweep()] == [1, 1, 0]
 
 
@@ -263,7 +264,7 @@ def test_a_copy_that_is_sent_again_says_that_a_worker_may_have_died_of_the_first
 ) -> None:
     lost, late = record(database, 2)
     published(database, [lost, late], ago=61)
-    failed(database, subscription, late, attempts=4, ago=61)
+    failed(database, subscription.name, late, attempts=4, wait=-61)
     assert relay.sweep() == 2
     assert [is_redelivered(copy) for copy in drain(subscription.name)] == [True, True]
 
