@@ -12,7 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-FRAGILE = ("threading", "queue", "logging", "weakref", "importlib", "sqlalchemy.pool")
+FRAGILE = (
+    "threading",
+    "queue",
+    "logging",
+    "weakref",
+    "importlib",
+    "sqlalchemy.pool",
+    "coverage.collector",
+)
 """Modules in which an exception at any moment may leave a lock held, or be swallowed or logged."""
 
 PUT_OFF = 0.01

@@ -107,3 +107,30 @@ with cleaning_up():
     time.sleep(60)
 """)
     assert (ended.returncode, ended.stdout) == (-signal.SIGINT, said)
+
+
+def test_an_interrupt_while_coverage_is_measured_leaves_its_lock_free() -> None:
+    # Every call of a traced line may take this lock: left held, it hangs all threads for good.
+    ended = interrupted("""
+import threading
+import types
+from coverage.collector import Collector
+
+class Lock:
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.release = self.lock.release
+    def acquire(self):
+        self.lock.acquire()
+        interrupt()
+
+collector = types.SimpleNamespace(data_lock=Lock())
+with cleaning_up():
+    try:
+        Collector.lock_data(collector)
+        Collector.unlock_data(collector)
+        time.sleep(60)
+    finally:
+        print("held" if collector.data_lock.lock.locked() else "free", flush=True)
+""")
+    assert (ended.returncode, ended.stdout) == (-signal.SIGINT, "free\n")
