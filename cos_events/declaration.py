@@ -12,7 +12,7 @@ from celery.app.task import Task
 from celery.utils.time import rate
 
 from cos_events.delivery import deliver
-from cos_events.errors import SubscriptionError
+from cos_events.errors import DeliveryFailed, SubscriptionError
 from cos_events.ordering import Order, OrderBy
 from cos_events.retry import Errors, RetryPolicy, check_errors
 from cos_events.store.subscriptions import StartFrom
@@ -138,7 +138,7 @@ _origins: dict[str, str] = {}
 _OWN_OPTIONS = {
     *("name", "base", "bind", "subscriber", "acks_late", "reject_on_worker_lost"),
     *("ignore_result", "expires", "queue", "exchange", "routing_key", "serializer"),
-    *("acks_on_failure_or_timeout",),
+    *("acks_on_failure_or_timeout", "throws"),
 }
 """Task options on which the promise rests: an event may not expire, or be acknowledged early."""
 
@@ -171,7 +171,10 @@ def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> Non
         subscriber=made,
         acks_late=True,
         reject_on_worker_lost=True,
+        acks_on_failure_or_timeout=True,
         ignore_result=True,
+        # Said already, with what a person needs: Celery need not say it again by a traceback.
+        throws=(DeliveryFailed,),
         Request="cos_events.consumer:DeliveryRequest",
         # The policy counts for each message; Celery's own limit must not be a second one.
         max_retries=None,

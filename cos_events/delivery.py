@@ -18,9 +18,9 @@ from cos_events import dead_letters, gate, telemetry
 from cos_events.attempt import ConnectionLost, LedgerAway, attempt, call, due_of, settle
 from cos_events.envelope import Envelope
 from cos_events.error_text import describe
-from cos_events.errors import InvalidEnvelope
+from cos_events.errors import DeliveryFailed, InvalidEnvelope
 from cos_events.failure import fail, wait_for_ledger
-from cos_events.retry import RetryAfter
+from cos_events.retry import Dead, RetryAfter
 from cos_events.store.engine import get_handlers_engine, wait_for_disk
 from cos_events.subscribers import Subscriber
 from cos_events.task_message import REDELIVERED
@@ -33,8 +33,8 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
     """Run a subscription's handler for these envelopes, and see each to its outcome.
 
     Afterwards each one is delivered, held, waiting for its retry, or a dead letter; the Celery task
-    ends as a success if all went well or several were handled, and as a retry if its only one
-    failed.
+    ends as a success if all went well or several were handled. That of a single one which failed
+    ends as a retry, or as a failure once that is a dead letter.
 
     Args:
         task: the subscription's Celery task, bound to the request in hand.
@@ -43,6 +43,7 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
 
     Raises:
         Retry: the only envelope failed and a copy of it waits for its time.
+        DeliveryFailed: the only envelope is a dead letter now.
         Reject: the broker shall keep the message, since nothing could be said about it elsewhere.
     """
     envelopes: dict[str, Envelope] = {}
@@ -61,9 +62,9 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
     # Last, so that a dead-letter queue that cannot be written holds up no good event.
     for raw, reason in unusable:
         dead_letters.bury_unusable(task.app, subscriber.name, raw, reason)
-    if outcome.retry and len(raws) == 1:
-        when = datetime.now(UTC) + timedelta(seconds=outcome.retry.seconds)
-        raise Retry(exc=outcome.error, when=when)
+        outcome = _Outcome(Dead(reason))
+    if len(raws) == 1:
+        outcome.tell_celery()
 
 
 def _deliver_together(
@@ -141,9 +142,19 @@ def _deliver_batch(
 class _Outcome(NamedTuple):
     """Of one envelope: what follows its failure, and the failure; or that this delivered it."""
 
-    retry: RetryAfter | None = None
+    follows: RetryAfter | Dead | None = None
     error: Exception | None = None
     delivered: bool = False
+
+    def tell_celery(self) -> None:
+        """End its task accordingly."""
+        text = describe(self.error) if self.error else ""
+        match self.follows:
+            case RetryAfter(seconds):
+                when = datetime.now(UTC) + timedelta(seconds=seconds)
+                raise Retry(exc=DeliveryFailed(text), when=when)
+            case Dead(reason):
+                raise DeliveryFailed(": ".join(filter(None, ("a dead letter", reason, text))))
 
 
 def _deliver_singly(
@@ -214,8 +225,8 @@ def _deliver_one(
         return _Outcome(fail(task, subscriber, raw, retries, error), error)
     gate.called(subscriber)
     gate.ended(subscriber, [envelope])
-    _bury_strangers(task, {raw: envelope}, strangers)
-    return _Outcome(delivered=bool(delivered))
+    buried = _bury_strangers(task, {raw: envelope}, strangers)
+    return _Outcome(buried, delivered=bool(delivered))
 
 
 def _without_ledger(
@@ -246,8 +257,11 @@ def _is_redelivered(task: Task[Any, Any]) -> bool:
 
 def _bury_strangers(
     task: Task[Any, Any], envelopes: dict[str, Envelope], strangers: set[UUID]
-) -> None:
+) -> Dead | None:
+    """Make each a dead letter; returns what became of the last."""
+    buried = None
     for raw, envelope in envelopes.items():
         if envelope.base_log_id in strangers:
-            reason = f"event {envelope.base_log_id} was never recorded in this database"
-            dead_letters.bury_unusable(task.app, task.name, raw, reason)
+            buried = Dead(f"event {envelope.base_log_id} was never recorded in this database")
+            dead_letters.bury_unusable(task.app, task.name, raw, buried.reason)
+    return buried

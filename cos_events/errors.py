@@ -56,5 +56,12 @@ class Unsuccessful(CosEventsError):
     """The handler failed without an exception of its own; the text says how."""
 
 
+class DeliveryFailed(CosEventsError):
+    """What Celery hears of an attempt that failed, for its log, its signals and Flower.
+
+    Its text says what the ledger says; the handler's own error may quote values of the database.
+    """
+
+
 class DatabaseAway(CosEventsError):
     """PostgreSQL cannot be reached; the text says where it was looked for."""

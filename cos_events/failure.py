@@ -42,7 +42,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     error: Exception,
     *,
     deaths: int | None = 0,
-) -> RetryAfter | None:
+) -> RetryAfter | Dead | None:
     """Note that an attempt at one envelope failed; send a copy for its retry, or bury it.
 
     Args:
@@ -54,7 +54,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         deaths: how many processes in a row died of it; None to count one more.
 
     Returns:
-        When it runs again; None if it does not.
+        When it runs again, or why it does not; None if another copy has come to an end before.
 
     Raises:
         Reject: the broker did not take the copy.
@@ -102,7 +102,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     )
     telemetry.count(names.DEAD, envelope.source_module, subscriber.name)
     gate.ended(subscriber, [envelope])
-    return None
+    return outcome
 
 
 def wait_for_ledger(
