@@ -15,13 +15,14 @@ from functools import partial
 from sqlalchemy import Connection, Engine, Row
 from sqlalchemy.exc import SQLAlchemyError
 
-from cos_events import broker
+from cos_events import broker, telemetry
 from cos_events.broadcast import BrokerWire, Copy
 from cos_events.feeder import each_by_itself
 from cos_events.publisher import BATCH_SIZE
 from cos_events.store import locks, redelivery, subscriptions
 from cos_events.store.backfill import backfill
 from cos_events.store.redelivery import Snapshot
+from cos_events.telemetry import names
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class Redelivery:
         # Noted first: a relay that dies in between leaves a delay, not a flood of copies.
         self._wire.send_to_queue(name, again)
         logger.warning("%s: %d events had got lost and are sent again", name, len(again))
+        telemetry.count(names.SENT_AGAIN, name, by=len(again))
         return len(again)
 
     def _look(self, connection: Connection, name: str) -> Sequence[Row[int, bool, bool]]:

@@ -47,8 +47,10 @@ def _print(status: dict[str, Any]) -> None:
     click.echo(
         f"outbox    {outbox['rows']:,} waiting, the oldest for {outbox['oldest_seconds']:.1f} s"
     )
-    click.echo(f"broker    {status['broker']['url']}  {status['broker']['state']}")
-    click.echo(f"channel   {status['channel']['url']}  {status['channel']['state']}")
+    for what in ("broker", "channel"):
+        server = status[what]
+        why = f": {server['why']}" if server["why"] else ""
+        click.echo(f"{what:<9} {server['url']}  {server['state']}{why}")
     kept = status["kept"]
     since = f"from {for_people(kept['oldest'])} on" if kept["oldest"] else "no event yet"
     click.echo(f"kept      {kept['bytes'] / 2**20:,.1f} MiB, {since}")
@@ -74,7 +76,7 @@ def read_status() -> dict[str, Any]:
     from cos_events import broker, health
     from cos_events.errors import BrokerAway
     from cos_events.pubsub.clients import make_client
-    from cos_events.settings import get_settings, mask
+    from cos_events.settings import get_settings
     from cos_events.store import ledger, retention, subscriptions
     from cos_events.store.engine import explained, get_engine
 
@@ -86,30 +88,24 @@ def read_status() -> dict[str, Any]:
         keep = get_settings().retain_for
         held_up_by = keep and retention.held_up_by(connection, timedelta(seconds=keep))
     depths: dict[str, int] | None = None
+    problems = list(health.problems())
+    broker_down = channel_down = None
     try:
         depths = broker.queue_depths(conditions)
-        broker_state = "up"
     except BrokerAway as error:
-        broker_state = f"down: {error.why}"
-    problems = list(health.problems())
-    if depths is None:
-        problems.append(f"the broker is {broker_state}")
-    settings = get_settings()
+        broker_down = error.why
+        problems.append(f"the broker is down: {broker_down}")
     try:
         with make_client(patient=False) as redis:
             redis.ping()
-        channel = "up"
     except RedisError as error:
-        channel = f"down: {error}"
-        problems.append(f"the channel is {channel}")
+        channel_down = str(error)
+        problems.append(f"the channel is down: {channel_down}")
     return {
         "outbox": asdict(backlog),
         "kept": {"bytes": used, "oldest": oldest, "held_up_by": held_up_by},
-        "broker": {
-            "url": mask(broker.broker_url()),
-            "state": broker_state,
-        },
-        "channel": {"url": mask(settings.redis_url), "state": channel},
+        "broker": _server(broker.broker_url(), broker_down),
+        "channel": _server(get_settings().redis_url, channel_down),
         "subscriptions": [
             {
                 "subscription": name,
@@ -123,3 +119,9 @@ def read_status() -> dict[str, Any]:
         ],
         "problems": problems,
     }
+
+
+def _server(url: str, down: str | None) -> dict[str, str | None]:
+    from cos_events.settings import mask
+
+    return {"url": mask(url), "state": "up" if down is None else "down", "why": down}

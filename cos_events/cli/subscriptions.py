@@ -34,7 +34,9 @@ def list_(as_json: bool) -> None:
         rows = subscriptions.rows(connection)
         conditions = subscriptions.conditions(connection)
     if as_json:
-        print_json([{**row._mapping, "condition": conditions[row.name]} for row in rows])  # noqa: SLF001 - SQLAlchemy's public name for it
+        columns = [dict(row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name for it
+        named = [(each.pop("name"), each) for each in columns]
+        print_json([{"subscription": x, **rest, "condition": conditions[x]} for x, rest in named])
         return
     print_table(
         ["subscription", "modules", "event types", "condition", "known since"],
@@ -53,38 +55,44 @@ def list_(as_json: bool) -> None:
 
 
 @command.command("pause")
-@click.argument("name", type=SubscriptionName())
+@click.argument("names", type=SubscriptionName(), nargs=-1, required=True, metavar="NAME...")
 @click.option("--because", help="What `status` shows.  [default: by hand]")
-def pause(name: str, because: str | None) -> None:
-    """Stop calling its handler until it is resumed; its events wait in PostgreSQL.
+def pause(names: tuple[str, ...], because: str | None) -> None:
+    """Stop calling their handlers until they are resumed; their events wait in PostgreSQL.
 
-    One that a person has paused keeps that reason, unless another is given.
+    One that a person has paused keeps that reason, unless another is given. Of several either all
+    are paused, or none.
     """
     from cos_events.store import pauses, subscriptions
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
     with explained(), get_engine().begin() as connection:
-        subscriptions.require(connection, name)
-        earlier = pauses.reason_by_hand(connection, name)
-        reason = because or earlier or "by hand"
-        pauses.pause_by_hand(connection, name, reason)
-    how = "is paused" if earlier is None else "was paused already"
-    click.echo(f"{name} {how}: {reason}; go on with `cos-events subscriptions resume {name}`")
+        for name in names:
+            subscriptions.require(connection, name)
+        earlier = {name: pauses.reason_by_hand(connection, name) for name in names}
+        reasons = {name: because or earlier[name] or "by hand" for name in names}
+        for name, reason in reasons.items():
+            pauses.pause_by_hand(connection, name, reason)
+    for name, reason in reasons.items():
+        how = "is paused" if earlier[name] is None else "was paused already"
+        click.echo(f"{name} {how}: {reason}; go on with `cos-events subscriptions resume {name}`")
 
 
 @command.command("resume")
-@click.argument("name", type=SubscriptionName())
-def resume(name: str) -> None:
+@click.argument("names", type=SubscriptionName(), nargs=-1, required=True, metavar="NAME...")
+def resume(names: tuple[str, ...]) -> None:
     """Resume what was paused, by hand or by an outage; what waits follows in order."""
     from cos_events.store import pauses, subscriptions
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
     with explained(), get_engine().begin() as connection:
-        subscriptions.require(connection, name)
-        was_paused = pauses.resume_by_hand(connection, name)
-    click.echo(f"{name} goes on" if was_paused else f"{name} was not paused")
+        for name in names:
+            subscriptions.require(connection, name)
+        was_paused = {name: pauses.resume_by_hand(connection, name) for name in names}
+    for name, was in was_paused.items():
+        click.echo(f"{name} goes on" if was else f"{name} was not paused")
 
 
 @command.command("remove")

@@ -39,13 +39,19 @@ if TYPE_CHECKING:
 )
 @click.option("--subscription", type=SubscriptionName(), help="Only this one.")
 @selecting
+@click.option(
+    "--all-delivered",
+    is_flag=True,
+    help="Exit with 1 also if anything is held, waiting, in flight or dead.",
+)
 @click.option("--heal", is_flag=True, help="Record the L1 rows that have no event.")
 @json_option
-def command(
+def command(  # noqa: PLR0913 - the options
     *,
     grace: float,
     wait: float,
     subscription: str | None,
+    all_delivered: bool,
     heal: bool,
     as_json: bool,
     **selected: Any,
@@ -67,7 +73,7 @@ def command(
     (COS_EVENTS_RETAIN_FOR). --json adds the counts by module, and a digest over the delivered ids.
 
     Exits with 0 if nothing is missing and no L1 row is without an event, with 1 otherwise, with 2
-    for a wrong option.
+    for a wrong option. With --all-delivered what is yet to come and dead letters count, too.
     """  # noqa: D301 - the mark of click for lines that stay
     adopt_running()
     selection = Selection(**selected)
@@ -90,6 +96,8 @@ def command(
             click.echo(f"{event_id}: {reason}", err=True)
         print_accounts(accounts)
     if left or any(each.missing for each in accounts):
+        raise SystemExit(1)
+    if all_delivered and any(each.dead or _is_owed(each) for each in accounts):
         raise SystemExit(1)
 
 
@@ -121,10 +129,13 @@ def settled_accounts(
     deadline = time.monotonic() + wait
     while True:
         accounts = [_counting_queued(each) for each in _accounts(grace, subscription, selection)]
-        owed = any(each.waiting or each.in_flight or each.held or each.missing for each in accounts)
-        if not owed or time.monotonic() >= deadline:
+        if not any(_is_owed(each) for each in accounts) or time.monotonic() >= deadline:
             return accounts
         time.sleep(0.2)
+
+
+def _is_owed(account: Account) -> bool:
+    return bool(account.waiting or account.in_flight or account.held or account.missing)
 
 
 def _accounts(grace: float, subscription: str | None, selection: Selection) -> list[Account]:

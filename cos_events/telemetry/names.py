@@ -121,6 +121,12 @@ HELD = Metric(
     ("module", "subscription"),
     "Copies that were left to wait in PostgreSQL, since the queue was full or paused.",
 )
+SENT_AGAIN = Metric(
+    "cos_events_sent_again_total",
+    "counter",
+    ("subscription",),
+    "Copies that the relay sent again, since their first had got lost or its worker was killed.",
+)
 PUBLISH_LATENCY = Metric(
     "cos_events_publish_latency_seconds",
     "histogram",

@@ -8,10 +8,13 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cos_events.settings import get_settings
 from cos_events.telemetry.tracing import tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _TIMEOUTS = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
@@ -27,7 +30,8 @@ def configure(role: str) -> None:
 
     To Logfire with a `LOGFIRE_TOKEN`, or the credentials that its commands leave in `.logfire`. To
     a collector, by OTLP over HTTP, with `OTEL_EXPORTER_OTLP_ENDPOINT` or
-    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. A tracer provider that the application has set stays.
+    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. To standard output with `OTEL_TRACES_EXPORTER=console`;
+    `none` sends nothing. A tracer provider that the application has set stays.
     Harmless a second time.
 
     It starts threads, so call it after a fork, in the child, and not in a process that forks: a
@@ -44,7 +48,9 @@ def configure(role: str) -> None:
         case "logfire":
             _use_logfire(service)
         case "collector":
-            _use_opentelemetry(service)
+            _use_opentelemetry(service, _to_collector())
+        case "console":
+            _use_opentelemetry(service, _to_console())
 
 
 def load() -> None:
@@ -70,13 +76,18 @@ def flush(timeout: float = 2.0) -> None:
         sending.join(timeout)
 
 
-def _whom() -> Literal["logfire", "collector"] | None:
+def _whom() -> Literal["logfire", "collector", "console"] | None:
     if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     folder = Path(os.environ.get("LOGFIRE_CREDENTIALS_DIR") or ".logfire")
     token = os.environ.get("LOGFIRE_TOKEN") or (folder / "logfire_credentials.json").exists()
     if token and _is_installed("logfire"):
         return "logfire"
+    chosen = os.environ.get("OTEL_TRACES_EXPORTER")
+    if chosen == "none":
+        return None
+    if chosen == "console" and _is_installed("opentelemetry.sdk"):
+        return "console"
     if any(os.environ.get(name) for name in _ENDPOINTS) and _is_installed(_OTLP):
         return "collector"
     return None
@@ -104,14 +115,29 @@ def _use_logfire(service: str) -> None:
     )
 
 
-def _use_opentelemetry(service: str) -> None:
-    from opentelemetry import trace  # noqa: PLC0415 - an extra
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
+def _to_collector() -> SpanProcessor:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415 - an extra
         OTLPSpanExporter,
     )
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    bounded = any(os.environ.get(name) for name in _TIMEOUTS)
+    return BatchSpanProcessor(OTLPSpanExporter(timeout=None if bounded else EXPORT_SECONDS))
+
+
+def _to_console() -> SpanProcessor:
+    from opentelemetry.sdk.trace.export import (  # noqa: PLC0415 - an extra
+        ConsoleSpanExporter,
+        SimpleSpanProcessor,
+    )
+
+    return SimpleSpanProcessor(ConsoleSpanExporter())
+
+
+def _use_opentelemetry(service: str, processor: SpanProcessor) -> None:
+    from opentelemetry import trace  # noqa: PLC0415 - an extra
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
     resource = Resource.create(
         {
@@ -121,8 +147,5 @@ def _use_opentelemetry(service: str) -> None:
         }
     )
     provider = TracerProvider(resource=resource)
-    exporter = OTLPSpanExporter(
-        timeout=None if any(os.environ.get(name) for name in _TIMEOUTS) else EXPORT_SECONDS
-    )
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(processor)
     trace.set_tracer_provider(provider)

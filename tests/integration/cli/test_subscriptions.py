@@ -36,7 +36,7 @@ def test_the_list_shows_what_each_wants_and_how_it_is(
     subscribe("mailer", event_types=["order_placed"], modules=["shop"])
     subscribe("archive", holding=True)
     archive, mailer = json.loads(cli("subscriptions", "list", "--json").output)
-    assert (archive["name"], archive["condition"], archive["modules"]) == (
+    assert (archive["subscription"], archive["condition"], archive["modules"]) == (
         "archive",
         "holding",
         None,
@@ -77,6 +77,31 @@ def test_a_second_pause_keeps_its_reason_unless_another_is_given(
     assert paused() == "mailer was paused already: the office moves"
     (row,) = json.loads(cli("status", "--json").output)["subscriptions"]
     assert row["condition"] == "paused: the office moves"
+
+
+def test_several_are_paused_and_resumed_together_or_none(
+    cli: Cli, subscribe: Callable[..., None], sentence: Callable[[Result], str]
+) -> None:
+    def conditions() -> list[str]:
+        listed = json.loads(cli("subscriptions", "list", "--json").output)
+        return [each["condition"] for each in listed]
+
+    for name in ("archive", "mailer"):
+        subscribe(name)
+    assert "there is no subscription 'mail'" in sentence(
+        cli("subscriptions", "pause", "archive", "mail")
+    )
+    assert conditions() == ["live", "live"]
+    paused = cli("subscriptions", "pause", "archive", "mailer", "--because", "a move").output
+    assert [line.partition(":")[0] for line in paused.splitlines()] == [
+        *("archive is paused", "mailer is paused")
+    ]
+    assert conditions() == ["paused: a move"] * 2
+    cli("subscriptions", "pause", "archive")
+    assert conditions() == ["paused: a move"] * 2
+    resumed = cli("subscriptions", "resume", "mailer", "archive").output
+    assert resumed.splitlines() == ["mailer goes on", "archive goes on"]
+    assert conditions() == ["live", "live"]
 
 
 @pytest.mark.parametrize("command", ["dlq purge", "subscriptions remove", "replay"])

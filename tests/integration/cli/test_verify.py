@@ -125,6 +125,19 @@ def test_committed_is_always_the_sum_of_the_other_counts(
     assert code == int(any(expected))
 
 
+@pytest.mark.parametrize("state", ["held", "retrying", "dead", "delivered", "discarded", None])
+def test_with_all_delivered_what_is_yet_to_come_and_dead_letters_count(
+    state: str | None,
+    subscribe: Callable[..., None],
+    add_event: Callable[..., object],
+    verify: Verify,
+) -> None:
+    subscribe("mailer")
+    add_event(published=state and 1, mailer=state)
+    assert verify()[0] == 0
+    assert verify("--all-delivered")[0] == int(state not in ("delivered", "discarded"))
+
+
 @pytest.mark.parametrize(("published", "counted_as"), [(1, "in_flight"), (3600, "missing")])
 def test_waiting_ends_as_soon_as_nothing_is_owed(
     published: int,

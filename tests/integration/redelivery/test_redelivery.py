@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client import REGISTRY
 from queues import drain
 from redis import Redis
 from retries import failed
@@ -36,6 +37,8 @@ def test_a_published_event_without_delivery_goes_to_its_queue_again(
     published(database, lost, ago=61)
     assert relay.sweep() == 3
     assert taken_from(subscription.name) == [(event_id, 0) for event_id in lost]
+    its = {"subscription": subscription.name}
+    assert REGISTRY.get_sample_value("cos_events_sent_again_total", its) == 3
 
 
 def test_what_was_published_a_moment_ago_or_not_at_all_is_left_alone(

@@ -46,7 +46,12 @@ begun = time.monotonic()
 telemetry.flush()
 say()
 """
-NOBODY = ("LOGFIRE_TOKEN", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SERVICE_NAME")
+NOBODY = (
+    "LOGFIRE_TOKEN",
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_SERVICE_NAME",
+)
 
 
 def run(tmp_path: Path, script: str = SCRIPT, **variables: str) -> list[str]:
@@ -92,6 +97,20 @@ def test_a_process_ends_soon_though_its_collector(tmp_path: Path, listens: bool)
 
 def test_traces_that_are_switched_off_go_nowhere(collector: Collector, tmp_path: Path) -> None:
     to = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_SDK_DISABLED": "true"}
+    assert run(tmp_path, **to) == ["False", CALLER]
+    assert collector.spans() == []
+
+
+def test_to_have_a_look_they_go_to_the_console(collector: Collector, tmp_path: Path) -> None:
+    to = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_EXPORTER": "console"}
+    said = run(tmp_path, **to)
+    assert '"record",' in said
+    assert CALLER.split("-")[1] in " ".join(said)
+    assert collector.spans() == []
+
+
+def test_or_nowhere(collector: Collector, tmp_path: Path) -> None:
+    to = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_EXPORTER": "none"}
     assert run(tmp_path, **to) == ["False", CALLER]
     assert collector.spans() == []
 
