@@ -27,21 +27,36 @@ from cos_events.cli.servers import adopt_running
     help="Where refused lines are kept.  [default: FILE.bad.jsonl]",
 )
 @click.option("--from-line", default=1, type=click.IntRange(1), help="Start at this line.")
+@click.option(
+    "--events-only", is_flag=True, help="Record events, of any type, without writing to L1."
+)
 @json_option
-def command(
-    file: IO[bytes], batch: int, rejects: Path | None, from_line: int, as_json: bool
+def command(  # noqa: PLR0913 - the options
+    *,
+    file: IO[bytes],
+    batch: int,
+    rejects: Path | None,
+    from_line: int,
+    events_only: bool,
+    as_json: bool,
 ) -> None:
     """Write JSON lines from FILE (or - for standard input) to L1, and record their events.
 
     A line is an object with `event_type` (prompt_trace or event_log) and `data`, and if you like
     `occurred_at`, `request_id`, `trace_id`, `module`. A line that is refused is reported by its
     number and kept as it came; the others are recorded all the same. Exits with 1 if any was.
-    """
+
+    With --events-only a line may have any `event_type`, and reaches whoever wants that:
+
+    \b
+        echo '{"module": "shop", "event_type": "order_placed", "data": {"number": 7}}' |
+            cos-events record --events-only -
+    """  # noqa: D301 - the mark of click for lines that stay
     from rich.console import Console
     from rich.progress import Progress
 
     from cos_events import telemetry
-    from cos_events.l1.lines import record_lines
+    from cos_events.l1.lines import log_line, record_line, record_lines
     from cos_events.store.engine import explained, get_engine
 
     adopt_running()
@@ -65,6 +80,7 @@ def command(
             batch=batch,
             from_line=from_line,
             keep=keep,
+            write=record_line if events_only else log_line,
             on_read=lambda bytes_read: progress.update(bar, advance=bytes_read),
             on_refused=lambda line, why: console.print(
                 f"line {line}: {why}", style="red", markup=False, soft_wrap=True

@@ -1,11 +1,11 @@
-"""JSON lines to L1 records."""
+"""JSON lines to L1 records, or to events alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, JsonValue, Strict, ValidationError
@@ -17,22 +17,32 @@ from cos_events.envelope import Name, wrong_fields
 from cos_events.error_text import one_line
 from cos_events.errors import DatabaseAway, InvalidPayload
 from cos_events.l1.log import EventType, log_l1
+from cos_events.recording import record_event
 from cos_events.store.engine import lacks_tables
 from cos_events.telemetry import span
 from cos_events.telemetry.names import COUNT, RECORD
 
 
-class Line(BaseModel):
-    """One line of the input."""
+class EventLine(BaseModel):
+    """One line of the input, for an event of any type."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    event_type: EventType
+    event_type: Name
     data: dict[str, JsonValue]
     occurred_at: AwareDatetime | None = None
     request_id: Annotated[str, Strict()] | None = None
     trace_id: Annotated[str, Strict()] | None = None
     module: Name | None = None
+
+
+class Line(EventLine):
+    """One for an L1 record."""
+
+    event_type: EventType
+
+
+AnyLine = TypeVar("AnyLine", bound=EventLine)
 
 
 @dataclass(slots=True)
@@ -43,6 +53,46 @@ class Summary:
     refused: int = 0
 
 
+Write = Callable[[Session, bytes], UUID]
+"""Records a line in the session's transaction, as `log_line` and `record_line` do."""
+
+
+def record_line(session: Session, raw: bytes) -> UUID:
+    """Record the event of one JSON line in the session's transaction; returns its id.
+
+    Raises:
+        InvalidPayload: what is wrong with it; nothing was written.
+    """
+    line = _read(EventLine, raw)
+    return record_event(
+        session,
+        line.event_type,
+        line.data,
+        timestamp=line.occurred_at,
+        module=line.module,
+        request_id=line.request_id,
+        trace_id=line.trace_id,
+    )
+
+
+def log_line(session: Session, raw: bytes) -> UUID:
+    """Write one JSON line to L1, with its event; returns the record's id.
+
+    Raises:
+        InvalidPayload: what is wrong with it; nothing was written.
+    """
+    line = _read(Line, raw)
+    return log_l1(
+        session,
+        line.event_type,
+        line.data,
+        occurred_at=line.occurred_at,
+        module=line.module,
+        request_id=line.request_id,
+        trace_id=line.trace_id,
+    )
+
+
 def record_lines(  # noqa: PLR0913 - the options of the command
     engine: Engine,
     lines: Iterable[bytes],
@@ -50,10 +100,11 @@ def record_lines(  # noqa: PLR0913 - the options of the command
     batch: int,
     keep: Path,
     from_line: int = 1,
+    write: Write = log_line,
     on_read: Callable[[int], None] = lambda _bytes: None,
     on_refused: Callable[[int, str], None] = lambda _line, _why: None,
 ) -> Summary:
-    """Record each line, `batch` in a transaction; refused ones are appended to the file `keep`.
+    """Record each line by `write`, `batch` in a transaction; keep refused ones in the file `keep`.
 
     Raises:
         DatabaseAway: names the line from which to go on; all before it are committed.
@@ -68,9 +119,9 @@ def record_lines(  # noqa: PLR0913 - the options of the command
 
     waiting: list[tuple[int, bytes]] = []
 
-    def write() -> None:
+    def write_waiting() -> None:
         try:
-            _write(engine, waiting, refuse, summary)
+            _write(engine, write, waiting, refuse, summary)
         except DBAPIError as error:
             if lacks_tables(error):
                 raise
@@ -85,35 +136,22 @@ def record_lines(  # noqa: PLR0913 - the options of the command
         if number >= from_line and raw.strip():
             waiting.append((number, raw))
             if len(waiting) == batch:
-                write()
+                write_waiting()
     if waiting:
-        write()
+        write_waiting()
     return summary
 
 
-def log_line(session: Session, raw: bytes) -> UUID:
-    """Record one JSON line in the session's transaction; returns the record's id.
-
-    Raises:
-        InvalidPayload: what is wrong with it; nothing was written.
-    """
+def _read(kind: type[AnyLine], raw: bytes) -> AnyLine:
     try:
-        line = Line.model_validate_json(raw)
+        return kind.model_validate_json(raw)
     except ValidationError as error:
         raise InvalidPayload(wrong_fields(error)) from error
-    return log_l1(
-        session,
-        line.event_type,
-        line.data,
-        occurred_at=line.occurred_at,
-        module=line.module,
-        request_id=line.request_id,
-        trace_id=line.trace_id,
-    )
 
 
 def _write(
     engine: Engine,
+    write: Write,
     lines: list[tuple[int, bytes]],
     refuse: Callable[[int, bytes, str], None],
     summary: Summary,
@@ -122,7 +160,7 @@ def _write(
     with span(RECORD, attributes={COUNT: len(lines)}), Session(engine) as session, session.begin():
         for number, raw in lines:
             try:
-                log_line(session, raw)
+                write(session, raw)
             except InvalidPayload as why:
                 refused.append((number, raw, str(why)))
     summary.recorded += len(lines) - len(refused)

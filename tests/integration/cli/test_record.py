@@ -270,3 +270,26 @@ def test_a_connection_that_dies_midway_leaves_a_line_to_go_on_from(
     assert again.stdout == "3 recorded, 1 refused\n"
     assert recorded() == numbers(1, 2, 4, 5, 6, 7, 8, 9)
     assert kept.read_bytes() == b"bad\nbad too\n"
+
+
+def test_events_of_any_type_are_recorded_without_l1(cli: Cli, file: Path, database: Engine) -> None:
+    order: dict[str, object] = {
+        "module": "shop",
+        "event_type": "order_placed",
+        "data": {"number": 7},
+    }
+    order["occurred_at"] = "2026-11-30T10:30:00+00:00"
+    given = [json.dumps(order).encode(), BAD["unknown field"], BAD["too deep"], BAD["NUL"]]
+    given += [line(1), json.dumps({**order, "event_type": "Order Placed"}).encode()]
+    file.write_bytes(b"\n".join(given))
+    result = cli("record", "--events-only", file)
+    assert result.exit_code == 1
+    assert "2 recorded, 4 refused" in result.output
+    assert "line 6: event_type" in result.output
+    with Session(database) as session:
+        placed, logged = session.scalars(select(OutboxRow).order_by(OutboxRow.id))
+        assert session.scalar(select(func.count()).select_from(BaseLog)) == 0
+    assert (placed.source_module, placed.event_type) == ("shop", "order_placed")
+    assert json.loads(placed.envelope)["data"] == {"number": 7}
+    assert json.loads(placed.envelope)["timestamp"] == "2026-11-30T10:30:00.000000Z"
+    assert logged.event_type == "event_log"
