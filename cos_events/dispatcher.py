@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from celery import signals
 from kombu.utils.uuid import uuid
 
 from cos_events import broker, telemetry
@@ -209,7 +210,8 @@ def counts() -> tuple[int, int]:
     return dispatcher.sent, dispatcher.dropped
 
 
-def reset() -> None:
+@signals.worker_process_shutdown.connect  # a pool's child ends without Python's exit handlers
+def reset(**_: Any) -> None:
     """End this process's dispatcher; the next commit starts one with the settings of then."""
     if (dispatcher := _dispatcher.reset()) is not None:
         atexit.unregister(dispatcher.close)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from celery.concurrency.prefork import process_destructor
 
 from cos_events import dispatcher, telemetry
 from cos_events.circuit_breaker import CircuitBreaker
@@ -254,6 +255,26 @@ def test_after_a_fork_the_child_sends_its_own_wake_ups(fresh, monkeypatch) -> No
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
         assert pipe.read() == b"False[2]"
+
+
+def test_a_pools_child_sends_its_last_wake_ups_when_celery_ends_it(fresh, monkeypatch) -> None:
+    reading, writing = os.pipe()
+
+    def write_late(ids: list[int]) -> None:
+        time.sleep(0.2)
+        os.write(writing, str(ids).encode())
+
+    monkeypatch.setattr(dispatcher, "PublishTaskSender", lambda: write_late)
+    if not (child := os.fork()):
+        try:
+            dispatcher.wake([1])
+            process_destructor(os.getpid(), 0)
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        assert pipe.read() == b"[1]"
 
 
 @pytest.fixture
