@@ -10,6 +10,7 @@ from celery.exceptions import WorkerLostError
 from sqlalchemy import Engine
 
 from cos_events import Envelope, Rejected, failure
+from cos_events.retry import Dead, RetryAfter
 from cos_events.store import deliveries
 from cos_events.subscribers import subscribers_of
 
@@ -91,8 +92,9 @@ def test_a_child_that_was_lost_counts_too(bus: Bus) -> None:
     task = bus.app.tasks[name]
     made = subscribers_of(bus.app)[name]
     lost = WorkerLostError("exitcode 9")
-    assert failure.fail(task, made, raw, 0, lost, deaths=None) is not None
-    assert failure.fail(task, made, raw, 1, lost, deaths=None) is None
+    assert isinstance(failure.fail(task, made, raw, 0, lost, deaths=None), RetryAfter)
+    killed = Dead("killed its worker 2 times")
+    assert failure.fail(task, made, raw, 1, lost, deaths=None) == killed
     row = bus.row(name, raw)
     assert (row.state, row.deaths, row.attempts) == ("dead", 2, 2)
 
