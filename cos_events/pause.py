@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
+from math import inf
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -21,21 +21,14 @@ meanwhile meets the same outage, and its event is held as the others. A pause is
 may end at any moment, and the one event that probes then would be held."""
 
 
-class _Known:
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.running: dict[str, float] = {}
-
-
-_known = PerProcess(_Known)
+_seen_running: PerProcess[dict[str, float]] = PerProcess(dict)
+"""When each subscription was last found running, by the monotonic clock."""
 
 
 def state(name: str) -> PauseState:
     """Whether this subscription's handler may be called now."""
-    known, now = _known.get(), time.monotonic()
-    with known.lock:
-        if now - known.running.get(name, -LOOK_EVERY) < LOOK_EVERY:
-            return "running"
+    if time.monotonic() - _seen_running.get().get(name, -inf) < LOOK_EVERY:
+        return "running"
     try:
         with get_engine().connect() as connection:
             found = pauses.state(connection, name)
@@ -66,13 +59,11 @@ def resume(name: str) -> None:
 
 def forget() -> None:
     """Look everything up again."""
-    _known.reset()
+    _seen_running.reset()
 
 
 def _note(name: str, found: PauseState) -> None:
-    known = _known.get()
-    with known.lock:
-        if found == "running":
-            known.running[name] = time.monotonic()
-        else:
-            known.running.pop(name, None)
+    if found == "running":
+        _seen_running.get()[name] = time.monotonic()
+    else:
+        _seen_running.get().pop(name, None)
