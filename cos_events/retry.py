@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from celery.exceptions import Reject, WorkerLostError
@@ -78,12 +78,11 @@ class RetryPolicy:
     retry_jitter: bool = True
     default_retry_delay: float = 180.0
     max_deaths: int = 5
-    rejections: Errors = field(default=(Rejected, Reject), init=False)
 
     @classmethod
     def options(cls) -> list[str]:
         """Their names."""
-        return [each.name for each in fields(cls) if each.init]
+        return [each.name for each in fields(cls)]
 
     @classmethod
     def taken_from(cls, task_options: dict[str, Any]) -> Self:
@@ -106,18 +105,14 @@ class RetryPolicy:
         """What follows `error` after `retries` earlier retries, and so many deaths in a row."""
         if deaths >= self.max_deaths:
             return Dead(f"killed its worker {deaths} times")
-        if isinstance(error, self.rejections):
+        if isinstance(error, Rejected | Reject):
             return Dead("rejected")
-        if isinstance(error, WorkerLostError):
-            # Whatever kills a process is no exception that anybody could list.
-            return self._again(retries)
-        if isinstance(error, tuple(self.dont_autoretry_for)) or not isinstance(
-            error, tuple(self.autoretry_for)
-        ):
+        listed = isinstance(error, tuple(self.autoretry_for)) and not isinstance(
+            error, tuple(self.dont_autoretry_for)
+        )
+        # Whatever kills a process is no exception that anybody could list.
+        if not listed and not isinstance(error, WorkerLostError):
             return Dead("not an error to retry")
-        return self._again(retries)
-
-    def _again(self, retries: int) -> RetryAfter | Dead:
         if self.max_retries is not None and retries >= self.max_retries:
             return Dead("retries exhausted")
         if not self.retry_backoff:
