@@ -9,7 +9,7 @@ from uuid import UUID
 
 import click
 
-from cos_events.cli.dlq.options import chosen, filters, refuse_filters
+from cos_events.cli.dlq.options import filters, refuse_filters
 from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import for_people, json_option, print_json, print_table
 from cos_events.cli.servers import adopt_running
@@ -26,13 +26,14 @@ def list_(
 ) -> None:
     """List dead letters, those of the oldest events first: one subscription's, or all."""
     from cos_events.dead_letters.finding import find
+    from cos_events.store.dead_letters import Filter
 
     adopt_running()
     if unusable:
         refuse_filters(**given)
         _list_unusable(subscription, limit, as_json)
         return
-    letters = list(find(chosen(subscription, **given), limit))
+    letters = list(find(Filter(subscription, **given), limit))
     if as_json:
         print_json([asdict(letter) for letter in letters])
         return

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cos_events.cli.when import When
-
-if TYPE_CHECKING:
-    from cos_events.store.dead_letters import Filter
 
 
 def _class_name(_context: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -22,22 +19,32 @@ def _class_name(_context: click.Context, _param: click.Parameter, value: str | N
 
 
 def filters(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `chosen`."""
+    """The options of a `Filter`, by its fields' names."""
     for option in (
         click.option(
-            "--event", "events", multiple=True, type=click.UUID, help="Only this event; repeatable."
+            "--event",
+            "event_ids",
+            multiple=True,
+            type=click.UUID,
+            help="Only this event; repeatable.",
         ),
         click.option("--event-type", help="Only events of this type."),
         click.option(
             "--error",
+            "error_type",
             callback=_class_name,
             metavar="CLASS",
             help="Only those that died of this class of error, such as ValueError.",
         ),
         click.option(
-            "--newer-than", type=When(), help="Only those that died within: 2h, or since a time."
+            "--newer-than",
+            "died_after",
+            type=When(),
+            help="Only those that died within: 2h, or since a time.",
         ),
-        click.option("--older-than", type=When(), help="Only those that died before."),
+        click.option(
+            "--older-than", "died_before", type=When(), help="Only those that died before."
+        ),
     ):
         function = option(function)
     return function
@@ -53,17 +60,3 @@ def refuse_filters(**given: Any) -> None:
         raise click.UsageError(
             "--unusable is of all messages that are no events: it takes no filter"
         )
-
-
-def chosen(subscription: str | None, **given: Any) -> Filter:
-    """The filter that these options say."""
-    from cos_events.store.dead_letters import Filter
-
-    return Filter(
-        subscription,
-        given["events"],
-        given["event_type"],
-        given["error"],
-        given["newer_than"],
-        given["older_than"],
-    )

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cos_events.cli.asking import ask
-from cos_events.cli.dlq.options import chosen, filters, refuse_filters
+from cos_events.cli.dlq.options import filters, refuse_filters
 from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import json_option, print_json, say_left_out
 from cos_events.cli.progress import progress_bar
@@ -31,6 +31,7 @@ def purge(
     """
     from cos_events.dead_letters import on_broker, replaying
     from cos_events.dead_letters.finding import require
+    from cos_events.store.dead_letters import Filter
 
     adopt_running()
     if unusable:
@@ -40,7 +41,7 @@ def purge(
         with progress_bar("purging", None) as done:
             purged = on_broker.purge_unusable(subscription, done)
     else:
-        which = chosen(subscription, **given)
+        which = Filter(subscription, **given)
         require(which)
         total = replaying.count(which, limit)
         if not total:

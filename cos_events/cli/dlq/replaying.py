@@ -8,7 +8,7 @@ from uuid import UUID
 
 import click
 
-from cos_events.cli.dlq.options import chosen, filters
+from cos_events.cli.dlq.options import filters
 from cos_events.cli.name import SubscriptionName
 from cos_events.cli.output import json_option, print_json, print_table, say_left_out
 from cos_events.cli.progress import progress_bar
@@ -51,20 +51,21 @@ def replay(  # noqa: PLR0913 - the options
     """
     from cos_events.dead_letters import replaying
     from cos_events.dead_letters.finding import require
+    from cos_events.store.dead_letters import Filter
 
     if data is not None and edit is None:
         raise click.UsageError("--data goes with --edit EVENT: whose new data is it?")
     if dry_run and edit is not None:
         raise click.UsageError("--dry-run changes nothing, --edit does: give one of them")
     adopt_running()
-    which = chosen(subscription, **given)
+    which = Filter(subscription, **given)
     require(which)
     if dry_run:
         _rehearse(subscription, which, limit, app, as_json)
         return
     if edit is not None:
         _edit(subscription, edit, data)
-        which = chosen(subscription, **{**given, "events": (edit,)})
+        which = Filter(subscription, **{**given, "event_ids": (edit,)})
     total = replaying.count(which, limit)
     if not total:
         doubt(event_type=which.event_type)
