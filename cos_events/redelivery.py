@@ -93,7 +93,7 @@ class Redelivery:
             missing: Sequence[Row[int, bool, bool]] = ()
             if not backfill(connection, name, self._horizon, BACKFILL_SIZE, self._after):
                 missing = self._look(connection, name)
-        if not late and not any(overdue for _, overdue, _ in missing):
+        if not late and not any(each.overdue for each in missing):
             return 0
         # In a transaction of its own: what follows may wait for a handler's.
         with self._engine.begin() as connection:
@@ -118,7 +118,7 @@ class Redelivery:
                 connection, name, self._after, BATCH_SIZE, after=after, through=through
             )
             if after == settled:
-                had = missing[0][0] - 1 if missing else through or self._horizon
+                had = missing[0].id - 1 if missing else through or self._horizon
                 redelivery.advance(connection, name, min(had, self._horizon))
             if through is not None and len(missing) < BATCH_SIZE:
                 self._looked_through[name] = through
@@ -134,9 +134,9 @@ class Redelivery:
         *,
         late: bool,
     ) -> list[Copy]:
-        overdue = [each[0] for each in missing if each[1]]
+        overdue = [each.id for each in missing if each.overdue]
         depths = broker.queue_depths([name])
-        lost = [each[0] for each in missing if each[2]] if depths.get(name) else overdue
+        lost = [each.id for each in missing if each.overtaken] if depths.get(name) else overdue
         noted = locks.write_past_handlers(
             connection,
             lost,

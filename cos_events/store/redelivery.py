@@ -149,8 +149,10 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
     return connection.execute(
         select(
             OutboxRow.id,
-            func.coalesce(OutboxRow.published_at < func.now() - overdue, false()),
-            func.coalesce(OutboxRow.published_at < overtaken_by - overdue, false()),
+            func.coalesce(OutboxRow.published_at < func.now() - overdue, false()).label("overdue"),
+            func.coalesce(OutboxRow.published_at < overtaken_by - overdue, false()).label(
+                "overtaken"
+            ),
         )
         .join(SubscriptionRow, SubscriptionRow.name == subscription)
         .where(
@@ -172,8 +174,8 @@ def oldest_without_delivery(connection: Connection, subscription: str) -> float:
     """
     known = func.greatest(SubscriptionRow.settled_through, SubscriptionRow.backfill_until)
     through = connection.scalar(select(known).where(SubscriptionRow.name == subscription)) or 0
-    oldest = connection.scalar(
-        select(OutboxRow.published_at)
+    age = connection.scalar(
+        select(func.extract("epoch", func.now() - OutboxRow.published_at))
         .join(SubscriptionRow, SubscriptionRow.name == subscription)
         .where(
             OutboxRow.id > through,
@@ -184,9 +186,6 @@ def oldest_without_delivery(connection: Connection, subscription: str) -> float:
         .order_by(OutboxRow.id)
         .limit(1)
     )
-    if oldest is None:
-        return 0.0
-    age: float | None = connection.scalar(select(func.extract("epoch", func.now() - oldest)))
     return max(0.0, round(float(age or 0), 3))
 
 
