@@ -14,6 +14,7 @@ from redis import RedisError
 from cos_events.circuit_breaker import CircuitBreaker, CircuitOpen
 from cos_events.envelope import Envelope
 from cos_events.pubsub import get_redis_client, subscribe_to_channel
+from cos_events.topology import channel_name
 
 MOST_MESSAGES = 1_000
 """Messages that are kept."""
@@ -35,7 +36,7 @@ class Seen:
 
 
 class RecentMessages:
-    """Listens to `mem0.recorded.*` in a task of the running loop, from `start` to `stop`."""
+    """Listens to every module's channel in a task of the running loop, from `start` to `stop`."""
 
     def __init__(self) -> None:
         self._seen: deque[Seen] = deque(maxlen=MOST_MESSAGES)
@@ -89,7 +90,7 @@ class RecentMessages:
             await asyncio.sleep(ANSWER_SECONDS)
 
     async def _listen(self) -> None:
-        async for message in subscribe_to_channel("mem0.recorded.*"):
+        async for message in subscribe_to_channel(channel_name("*")):
             if isinstance(message.content, Envelope):
                 self._keep(Seen(message.content, datetime.now(UTC), len(message.data)))
 

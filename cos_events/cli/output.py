@@ -34,8 +34,10 @@ def print_json(value: Any) -> None:
 
 def _for_scripts(value: Any) -> Any:
     """A moment as an envelope has it; an envelope itself; anything else as text."""
+    from cos_events.envelope import format_timestamp
+
     if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%FT%T.%fZ}"
+        return format_timestamp(value)
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
 
 
