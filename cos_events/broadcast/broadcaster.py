@@ -1,12 +1,13 @@
-"""Both wires together."""
+"""Both wires together, and the broker's alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from cos_events import broker, telemetry
 from cos_events.broadcast.channel import ChannelWire
-from cos_events.broadcast.contract import BrokerWire
+from cos_events.broadcast.contract import BrokerWire, Copy
 from cos_events.broadcast.rabbitmq import RabbitMQWire
 from cos_events.broadcast.redis import RedisWire
 from cos_events.store.outbox import Pending
@@ -52,6 +53,16 @@ class Broadcaster:
 def make_wire() -> BrokerWire:
     """A wire to the bus's broker."""
     return RabbitMQWire() if broker.on_rabbitmq() else RedisWire()
+
+
+def send_to_queue(name: str, copies: Sequence[Copy]) -> None:
+    """Put copies into a subscription's queue, over a connection for them alone; see `BrokerWire`.
+
+    Raises:
+        BroadcastError: the broker did not take them.
+    """
+    with closing(make_wire()) as wire:
+        wire.send_to_queue(name, copies)
 
 
 def make_broadcaster() -> Broadcaster:

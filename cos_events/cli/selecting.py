@@ -29,14 +29,14 @@ def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def doubt(*, event_type: str | None, module: str | None = None) -> None:
     """Where nothing was chosen: say so if one of these names is that of no retained event."""
-    from cos_events.store import recorded
+    from cos_events.store import outbox
     from cos_events.store.engine import explained, get_engine
 
     with explained(), get_engine().connect() as connection:
         if module is not None:
-            _doubt("module", module, recorded.names(connection, "source_module"))
+            _doubt("module", module, outbox.names(connection, "source_module"))
         if event_type is not None:
-            _doubt("type", event_type, recorded.names(connection, "event_type"))
+            _doubt("type", event_type, outbox.names(connection, "event_type"))
 
 
 def _doubt(kind: str, name: str, known: Sequence[str]) -> None:

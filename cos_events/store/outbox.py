@@ -1,10 +1,10 @@
-"""Statements on the outbox: what waits to go out."""
+"""Statements on the outbox: what waits to go out, and of which modules and types events are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from sqlalchemy import (
     BigInteger,
@@ -104,3 +104,8 @@ def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) 
     else:
         rows = connection.execute(_CLAIM_THESE, {**given, "these": list(ids)})
     return sorted((Pending(*row[:-2]) for row in rows), key=lambda each: each.id)
+
+
+def names(connection: Connection, column: Literal["source_module", "event_type"]) -> list[str]:
+    """The different values of this column; reads the whole outbox."""
+    return list(connection.scalars(select(getattr(OutboxRow, column)).distinct()))
