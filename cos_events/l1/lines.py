@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -110,36 +110,40 @@ def record_lines(  # noqa: PLR0913 - the options of the command
         DatabaseAway: names the line from which to go on; all before it are committed.
     """
     summary = Summary()
-
-    def refuse(number: int, raw: bytes, why: str) -> None:
-        with keep.open("ab") as file:
-            file.write(raw if raw.endswith(b"\n") else raw + b"\n")
-        summary.refused += 1
-        on_refused(number, why)
-
-    waiting: list[tuple[int, bytes]] = []
-
-    def write_waiting() -> None:
+    for numbered in _batches(lines, batch, from_line, on_read):
         try:
-            _write(engine, write, waiting, refuse, summary)
+            refused = _write(engine, write, numbered)
         except DBAPIError as error:
             if lacks_tables(error):
                 raise
+            first, _ = numbered[0]
             raise DatabaseAway(
-                f"stopped before line {waiting[0][0]}, all earlier ones are recorded: "
-                f"{one_line(error)}; go on with --from-line {waiting[0][0]}"
+                f"stopped before line {first}, all earlier ones are recorded: "
+                f"{one_line(error)}; go on with --from-line {first}"
             ) from error
-        waiting.clear()
+        summary.recorded += len(numbered) - len(refused)
+        for number, raw, why in refused:
+            with keep.open("ab") as file:
+                file.write(raw.removesuffix(b"\n") + b"\n")
+            summary.refused += 1
+            on_refused(number, why)
+    return summary
 
+
+def _batches(
+    lines: Iterable[bytes], size: int, from_line: int, on_read: Callable[[int], None]
+) -> Iterator[list[tuple[int, bytes]]]:
+    """The lines that are not empty, each with its number."""
+    batch: list[tuple[int, bytes]] = []
     for number, raw in enumerate(lines, start=1):
         on_read(len(raw))
         if number >= from_line and raw.strip():
-            waiting.append((number, raw))
-            if len(waiting) == batch:
-                write_waiting()
-    if waiting:
-        write_waiting()
-    return summary
+            batch.append((number, raw))
+            if len(batch) == size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
 
 
 def _read(kind: type[AnyLine], raw: bytes) -> AnyLine:
@@ -150,12 +154,9 @@ def _read(kind: type[AnyLine], raw: bytes) -> AnyLine:
 
 
 def _write(
-    engine: Engine,
-    write: Write,
-    lines: list[tuple[int, bytes]],
-    refuse: Callable[[int, bytes, str], None],
-    summary: Summary,
-) -> None:
+    engine: Engine, write: Write, lines: Sequence[tuple[int, bytes]]
+) -> list[tuple[int, bytes, str]]:
+    """Record these in one transaction; returns those that were refused, and why."""
     refused: list[tuple[int, bytes, str]] = []
     with span(RECORD, attributes={COUNT: len(lines)}), Session(engine) as session, session.begin():
         for number, raw in lines:
@@ -163,6 +164,4 @@ def _write(
                 write(session, raw)
             except InvalidPayload as why:
                 refused.append((number, raw, str(why)))
-    summary.recorded += len(lines) - len(refused)
-    for each in refused:
-        refuse(*each)
+    return refused
