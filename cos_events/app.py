@@ -11,7 +11,7 @@ from typing import Any
 from amqp import AccessRefused
 from celery import Celery, signals
 from celery.utils.text import str_to_list
-from kombu import Connection
+from kombu import Connection, Queue
 
 from cos_events import (
     broker,
@@ -101,14 +101,6 @@ def _freeze(**_: Any) -> None:
     gc.freeze()
 
 
-@signals.celeryd_init.connect
-def _choose_transport(instance: Any, **_: Any) -> None:
-    # In workers only: Flower's page of the broker knows Kombu's own transports alone.
-    app: Celery = instance.app
-    if is_installed(app) and app.conf.broker_transport is None:
-        app.conf.broker_transport = broker.transport_of(broker.broker_url())
-
-
 def _check_content(app: Celery) -> None:
     accepted = app.conf.accept_content
     if accepted is not None and not {"json", "application/json"} & set(accepted):
@@ -162,19 +154,15 @@ def _compare_brokers() -> None:
 
 
 @signals.celeryd_init.connect
-def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
+def _prepare_worker(instance: Any, options: dict[str, Any], **_: Any) -> None:
     app: Celery = instance.app
     if not is_installed(app):
         return
-    rabbitmq = broker.on_rabbitmq()
-    # On Redis to acknowledge one takes two trips; Kombu's own transport would do so all the same.
-    no_ack = issubclass(app.connection_for_read().get_transport_cls(), redis_transport.Transport)
-    queues = [publish_queue(no_ack=no_ack)]
-    # Publishers bind them to their modules: they know which are holding.
-    queues += [subscription_queue(each, (), rabbitmq=rabbitmq) for each in subscribers_of(app)]
+    # First: which queues acknowledge is the transport's to say.
+    _choose_transport(app)
     consumed: list[str] | None = str_to_list(options.get("queues"))  # type: ignore[arg-type] # or None
     # On RabbitMQ Celery complains of each that is not there yet.
-    ours = [queue for queue in queues if consumed is None or queue.name in consumed]
+    ours = [each for each in _queues(app) if consumed is None or each.name in consumed]
     for queue in ours:
         app.amqp.queues.select_add(queue)
     _compare_brokers()
@@ -183,10 +171,26 @@ def _declare_queues(instance: Any, options: dict[str, Any], **_: Any) -> None:
             _check_content(app)
         # Each publish task would fail by a REDIS_URL that cannot be used.
         make_client().close()
-        if rabbitmq:
+        if broker.on_rabbitmq():
             _check_login()
         register_subscriptions(app)
         _compare_queues(app, consumed or ())
     except CosEventsError as error:
         # Celery logs what a receiver raises and starts the worker all the same.
         raise SystemExit(f"cos-events: {error}") from error
+
+
+def _choose_transport(app: Celery) -> None:
+    # In workers only: Flower's page of the broker knows Kombu's own transports alone.
+    if app.conf.broker_transport is None:
+        app.conf.broker_transport = broker.transport_of(broker.broker_url())
+
+
+def _queues(app: Celery) -> list[Queue]:
+    """The publish task's, and that of each subscription which this application has."""
+    # On Redis to acknowledge one takes two trips; Kombu's own transport would do so all the same.
+    no_ack = issubclass(app.connection_for_read().get_transport_cls(), redis_transport.Transport)
+    rabbitmq = broker.on_rabbitmq()
+    # Publishers bind them to their modules: they know which are holding.
+    queues = [subscription_queue(each, (), rabbitmq=rabbitmq) for each in subscribers_of(app)]
+    return [publish_queue(no_ack=no_ack), *queues]

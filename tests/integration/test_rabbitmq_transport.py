@@ -366,11 +366,11 @@ def test_workers_and_the_bus_use_it_unless_the_application_says_otherwise(
     environment: Callable[..., None], scheme: str, transport: str | None
 ) -> None:
     app = install(Celery("other", broker=f"{scheme}://127.0.0.1//", set_as_current=False))
-    _choose_transport(SimpleNamespace(app=app))
+    _choose_transport(app)
     assert app.conf.broker_transport == transport
     own = install(Celery("own", broker="amqp://127.0.0.1//", set_as_current=False))
     own.conf.broker_transport = "amqp"
-    _choose_transport(SimpleNamespace(app=own))
+    _choose_transport(own)
     assert own.connection_for_read().transport_cls == "amqp"
     assert broker.connect().transport_cls == "amqp"
 

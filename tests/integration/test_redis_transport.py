@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -298,7 +297,7 @@ def test_a_tls_server_is_spoken_to_by_tls_and_its_certificate_is_checked() -> No
 
 def worker_of(app: Celery) -> Celery:
     """The application as a worker has it."""
-    _choose_transport(SimpleNamespace(app=app))
+    _choose_transport(app)
     return app
 
 

@@ -11,7 +11,7 @@ from kombu import Exchange, Queue
 from sqlalchemy import Engine
 
 from cos_events import broker, dispatcher, install, redis_transport
-from cos_events.app import _choose_transport, _declare_queues
+from cos_events.app import _prepare_worker
 from cos_events.dispatcher import PublishTaskSender
 from cos_events.embedded import Servers
 from cos_events.errors import BroadcastError
@@ -77,7 +77,5 @@ def test_they_are_acknowledged_where_a_worker_has_kombus_own_transport_for_redis
 ) -> None:
     app = install(Celery("waking", broker=servers.redis_url, set_as_current=False))
     app.conf.broker_transport = transport
-    worker = SimpleNamespace(app=app)
-    _choose_transport(worker)
-    _declare_queues(worker, {"queues": None})
+    _prepare_worker(SimpleNamespace(app=app), {"queues": None})
     assert app.amqp.queues.consume_from[PUBLISH_QUEUE].no_ack is no_ack

@@ -10,7 +10,7 @@ from celery import Celery
 from sqlalchemy import Engine
 
 from cos_events import install
-from cos_events.app import _declare_queues
+from cos_events.app import _prepare_worker
 from cos_events.store import subscriptions
 from cos_events.subscription import Subscription
 from cos_events.topology import PUBLISH_QUEUE
@@ -28,7 +28,7 @@ def start(
     def declare(broker: str, queues: list[str], **conf: object) -> str:
         app = install(Celery("warned", broker=broker, set_as_current=False))
         app.conf.update(conf)
-        _declare_queues(SimpleNamespace(app=app), {"queues": ",".join(queues)})
+        _prepare_worker(SimpleNamespace(app=app), {"queues": ",".join(queues)})
         return caplog.text
 
     return declare
