@@ -31,14 +31,14 @@ class Feeder:
         engine: on the bus's database.
         wire: to the broker; not shared with other threads.
         depth: the most messages that may wait in a queue.
-        again: seconds after which a released copy that nobody has had counts as lost.
+        lost_after: seconds after which a released copy that nobody has had counts as lost.
     """
 
-    def __init__(self, engine: Engine, wire: BrokerWire, depth: int, again: float) -> None:
+    def __init__(self, engine: Engine, wire: BrokerWire, depth: int, lost_after: float) -> None:
         self._engine = engine
         self._wire = wire
         self._depth = depth
-        self._again = timedelta(seconds=again)
+        self._lost_after = timedelta(seconds=lost_after)
 
     def sweep(self) -> int:
         """Feed each queue that has room; returns how many copies were handed over.
@@ -85,13 +85,13 @@ class Feeder:
 
     def _feed(self, name: str, limit: int, *, probe: bool = False) -> int:
         with self._engine.begin() as connection:
-            if probe and not pauses.begin_probe(connection, name, self._again):
+            if probe and not pauses.begin_probe(connection, name, self._lost_after):
                 return 0
-            released = held.release(connection, name, limit, self._again)
+            released = held.release(connection, name, limit, self._lost_after)
             if not released:
                 connection.rollback()
                 return 0
-        copies = [Copy(row.envelope, row.attempts, traceparent=row.traceparent) for row in released]
+        copies = [Copy(row.envelope, row.attempts, row.traceparent) for row in released]
         try:
             self._wire.send_to_queue(name, copies)
         except BroadcastError:

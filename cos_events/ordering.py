@@ -51,28 +51,27 @@ class Order:
 
     def take_turn(self, envelope: Envelope) -> bool:
         """Whether this event may run now; if not, it is held until those before it have ended."""
-        again = timedelta(seconds=get_settings().redeliver_after)
+        lost_after = timedelta(seconds=get_settings().redeliver_after)
         with get_engine().begin() as connection:
             locks.order(connection, self._name)
             # Another copy of it may run, for as long as it likes: nobody else has a turn meanwhile.
             wait_at_most(connection, order.MAX_WAIT_MS)
-            return order.take_turn(connection, self._name, envelope.base_log_id, self.key_of, again)
+            return order.take_turn(
+                connection, self._name, envelope.base_log_id, self.key_of, lost_after
+            )
 
     def pass_on(self, envelope: Envelope) -> None:
         """This event has ended: let the next one of its key go. What fails here, the relay does."""
-        again = timedelta(seconds=get_settings().redeliver_after)
+        lost_after = timedelta(seconds=get_settings().redeliver_after)
         try:
             with get_engine().begin() as connection:
                 # In a worker's event loop, too, which enforces the time limit of who is waited for.
                 wait_at_most(connection, order.MAX_WAIT_MS)
                 locks.order(connection, self._name)
                 key = order.key(connection, self._name, envelope.base_log_id)
-                following = held.release(connection, self._name, 1, again, key) if key else []
+                following = held.release(connection, self._name, 1, lost_after, key) if key else []
             if following:
-                copies = [
-                    Copy(row.envelope, row.attempts, traceparent=row.traceparent)
-                    for row in following
-                ]
+                copies = [Copy(row.envelope, row.attempts, row.traceparent) for row in following]
                 send_to_queue(self._name, copies)
         except (SQLAlchemyError, BroadcastError) as error:
             logger.warning(

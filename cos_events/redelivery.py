@@ -42,15 +42,15 @@ class Redelivery:
     Parameters:
         engine: on the bus's database.
         wire: to the broker; not shared with other threads.
-        after: seconds from publication, or from a retry's time, until an event counts as lost;
+        lost_after: seconds from publication, or from a retry's time, until an event counts as lost;
             longer than a handler takes for all that its process has in hand, or those that take no
             session may run twice.
     """
 
-    def __init__(self, engine: Engine, wire: BrokerWire, after: float) -> None:
+    def __init__(self, engine: Engine, wire: BrokerWire, lost_after: float) -> None:
         self._engine = engine
         self._wire = wire
-        self._after = timedelta(seconds=after)
+        self._lost_after = timedelta(seconds=lost_after)
         self._seen: Snapshot | None = None
         self._horizon = 0
         self._looked_through: dict[str, int] = {}
@@ -65,7 +65,7 @@ class Redelivery:
             with self._engine.begin() as connection:
                 now = redelivery.snapshot(connection)
                 self._look_ahead(now)
-                looked_at = redelivery.worth_a_look(connection, now.last_id, self._after)
+                looked_at = redelivery.worth_a_look(connection, now.last_id, self._lost_after)
         except SQLAlchemyError:
             self._forget()
             raise
@@ -91,7 +91,7 @@ class Redelivery:
             if not locks.subscription(connection, name, wait=False):
                 return 0
             missing: Sequence[Row[int, bool, bool]] = ()
-            if not backfill(connection, name, self._horizon, BACKFILL_SIZE, self._after):
+            if not backfill(connection, name, self._horizon, BACKFILL_SIZE, self._lost_after):
                 missing = self._look(connection, name)
         if not late and not any(each.overdue for each in missing):
             return 0
@@ -115,7 +115,7 @@ class Redelivery:
             after = max(settled, self._looked_through.pop(name, 0))
             through = redelivery.end_of_sweep(connection, after)
             missing = redelivery.without_delivery(
-                connection, name, self._after, BATCH_SIZE, after=after, through=through
+                connection, name, self._lost_after, BATCH_SIZE, after=after, through=through
             )
             if after == settled:
                 had = missing[0].id - 1 if missing else through or self._horizon
@@ -140,13 +140,13 @@ class Redelivery:
         noted = locks.write_past_handlers(
             connection,
             lost,
-            lambda ids: redelivery.note_sent_again(connection, name, ids, self._after),
+            lambda ids: redelivery.note_sent_again(connection, name, ids, self._lost_after),
         )
         again = [row for rows in noted for row in rows]
         if late:
             # Which a worker with older code may have begun.
             subscriptions.forget_unwanted(connection, name)
             again += redelivery.take_late_retries(
-                connection, name, self._after, BATCH_SIZE, overtaken=bool(depths.get(name))
+                connection, name, self._lost_after, BATCH_SIZE, overtaken=bool(depths.get(name))
             )
-        return [Copy(envelope, attempts, True, trace) for envelope, attempts, trace in again]
+        return [Copy(*row, redelivered=True) for row in again]

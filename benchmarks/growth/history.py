@@ -93,8 +93,8 @@ def measure(sizes: Sequence[int]) -> Iterator[Row]:
 
 def sweeping(wire: BrokerWire) -> Callable[[], object]:
     """What a relay does each second, but for the retention; nothing is ever overdue."""
-    redelivery = Redelivery(get_engine(), wire, after=WEEK)
-    feeder = Feeder(get_engine(), wire, get_settings().queue_depth, again=WEEK)
+    redelivery = Redelivery(get_engine(), wire, lost_after=WEEK)
+    feeder = Feeder(get_engine(), wire, get_settings().queue_depth, lost_after=WEEK)
     return lambda: (publish_once(), feeder.sweep(), redelivery.sweep())
 
 

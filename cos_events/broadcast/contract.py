@@ -17,14 +17,14 @@ class Copy:
     Attributes:
         envelope: its JSON.
         attempts: how many attempts were made at it.
-        again: whether an earlier copy may have been had by a worker that died of it.
         traceparent: the trace context of its recording.
+        redelivered: whether a worker may have had an earlier copy, and died of it.
     """
 
     envelope: str
     attempts: int = 0
-    again: bool = False
     traceparent: str | None = None
+    redelivered: bool = False
 
 
 class BrokerWire(Protocol):

@@ -23,7 +23,7 @@ def message_of(name: str, copy: Copy) -> tuple[str, dict[str, Any]]:
     A first attempt is the plain envelope; only a task message can say how many there were.
     """
     headers = headers_of(copy.traceparent)
-    if copy.again:
+    if copy.redelivered:
         headers[REDELIVERED] = True
     if copy.attempts == 0:
         return copy.envelope, headers

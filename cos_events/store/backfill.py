@@ -13,7 +13,9 @@ from cos_events.store.models import DeliveryRow, OutboxRow, SubscriptionRow
 from cos_events.store.redelivery import advance
 
 
-def backfill(connection: Connection, name: str, horizon: int, limit: int, again: timedelta) -> bool:
+def backfill(
+    connection: Connection, name: str, horizon: int, limit: int, lost_after: timedelta
+) -> bool:
     """Hold the next events of the history that a new subscription still waits for.
 
     Nothing while enough is held already. The watermark follows, and stops below what is not yet
@@ -24,8 +26,8 @@ def backfill(connection: Connection, name: str, horizon: int, limit: int, again:
         name: of the subscription.
         horizon: the last outbox id below which no transaction can still commit.
         limit: the most ids of one call, and the most events that are held at a time.
-        again: when an event that has been published since counts as lost, if nothing is heard of
-            it; a copy of it is on its way.
+        lost_after: when an event that has been published since counts as lost, if nothing is heard
+            of it; a copy of it is on its way.
 
     Returns:
         Whether there is history left.
@@ -58,7 +60,7 @@ def backfill(connection: Connection, name: str, horizon: int, limit: int, again:
         page = and_(OutboxRow.id > row.settled_through, OutboxRow.id <= through)
         try:
             with in_bounded_time(connection):
-                hold(connection, [name], page, again)
+                hold(connection, [name], page, lost_after)
         except OperationalError:
             # A handler has one of them at this moment, and may yet fail.
             return True

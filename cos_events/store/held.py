@@ -55,7 +55,7 @@ def hold(
     connection: Connection,
     names: Sequence[str],
     which: ColumnElement[bool],
-    again: timedelta | None = None,
+    lost_after: timedelta | None = None,
 ) -> None:
     """Hold these events of the outbox for those of these subscriptions that want them.
 
@@ -63,16 +63,16 @@ def hold(
         connection: in a transaction.
         names: of the subscriptions.
         which: the events.
-        again: what is on its way is not held, and counts as lost if nothing is heard of it after
-            this; None where nothing is.
+        lost_after: what is on its way is not held, and counts as lost if nothing is heard of it
+            after this; None where nothing is.
     """
-    coming = false() if again is None else on_its_way()
+    coming = false() if lost_after is None else on_its_way()
     statement = from_outbox(
         {
             "subscription": SubscriptionRow.name,
             "state": case((coming, literal("retrying")), else_=literal("held")),
             "attempts": 0,
-            "next_attempt_at": case((coming, func.now() + again), else_=literal(AT_ONCE)),
+            "next_attempt_at": case((coming, func.now() + lost_after), else_=literal(AT_ONCE)),
         },
         which,
         SubscriptionRow.name == func.any(list(names)),
@@ -98,9 +98,13 @@ def with_due(connection: Connection) -> Sequence[Row[str, bool, bool]]:
 
 
 def release(
-    connection: Connection, name: str, limit: int, again: timedelta, order_key: str | None = None
+    connection: Connection,
+    name: str,
+    limit: int,
+    lost_after: timedelta,
+    order_key: str | None = None,
 ) -> Sequence[Row[UUID, str, int, str | None]]:
-    """Let the first of what is due go; each counts as lost if nothing is heard of it after `again`.
+    """Let the first of what is due go.
 
     Of events with one key only the first unfinished may go.
 
@@ -108,7 +112,7 @@ def release(
         connection: in a transaction.
         name: of the subscription.
         limit: the most events.
-        again: see above.
+        lost_after: when each counts as lost, if nothing is heard of it.
         order_key: only events of this key.
 
     Returns:
@@ -132,7 +136,7 @@ def release(
             DeliveryRow.event_id == first.c.event_id,
             OutboxRow.event_id == DeliveryRow.event_id,
         )
-        .values(state="retrying", next_attempt_at=func.now() + again)
+        .values(state="retrying", next_attempt_at=func.now() + lost_after)
         .returning(
             DeliveryRow.event_id,
             func.coalesce(DeliveryRow.correction, OutboxRow.envelope).label("envelope"),

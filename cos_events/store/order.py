@@ -38,7 +38,7 @@ KeyOf = Callable[[str], str]
 
 
 def take_turn(
-    connection: Connection, name: str, event_id: UUID, key_of: KeyOf, again: timedelta
+    connection: Connection, name: str, event_id: UUID, key_of: KeyOf, lost_after: timedelta
 ) -> bool:
     """Whether this event may run now; otherwise it is held until those before it have ended.
 
@@ -50,7 +50,7 @@ def take_turn(
         name: of the subscription.
         event_id: of an event that has arrived.
         key_of: gives the key of an envelope.
-        again: when the event counts as lost, if nothing is heard of it.
+        lost_after: when the event counts as lost, if nothing is heard of it.
 
     Raises:
         OperationalError: a handler has had it, or an earlier one, for longer than that bound.
@@ -60,7 +60,7 @@ def take_turn(
         return True
     ours = and_(DeliveryRow.subscription == name, DeliveryRow.event_id == event_id)
     if connection.scalar(select(DeliveryRow.order_key).where(ours)) is None:
-        _key_through(connection, name, outbox_id, key_of, again)
+        _key_through(connection, name, outbox_id, key_of, lost_after)
     turn = case((blocked(), literal("held")), else_=literal("retrying"))
     state = connection.scalar(
         update(DeliveryRow)
@@ -74,7 +74,7 @@ def take_turn(
         )
         .values(
             state=turn,
-            next_attempt_at=case((turn == "held", literal(AT_ONCE)), else_=func.now() + again),
+            next_attempt_at=case((turn == "held", literal(AT_ONCE)), else_=func.now() + lost_after),
         )
         .returning(DeliveryRow.state)
     )
@@ -89,7 +89,7 @@ def key(connection: Connection, name: str, event_id: UUID) -> str | None:
 
 
 def _key_through(
-    connection: Connection, name: str, outbox_id: int, key_of: KeyOf, again: timedelta
+    connection: Connection, name: str, outbox_id: int, key_of: KeyOf, lost_after: timedelta
 ) -> None:
     settled, keyed, xmin, running = connection.execute(
         select(
@@ -110,7 +110,7 @@ def _key_through(
         ),
         OutboxRow.id == outbox_id,
     )
-    while _key_new(connection, name, new, key_of, again) == PAGE:
+    while _key_new(connection, name, new, key_of, lost_after) == PAGE:
         pass
     while _key_unkeyed(connection, name, through, key_of) == PAGE:
         pass
@@ -126,13 +126,13 @@ def _key_new(
     name: str,
     which: ColumnElement[bool],
     key_of: KeyOf,
-    again: timedelta,
+    lost_after: timedelta,
 ) -> int:
     """Hold the first of these events that have no delivery row, by their keys.
 
     What is on its way is not fed to the queue before it counts as lost.
     """
-    due = case((on_its_way(), func.now() + again), else_=literal(AT_ONCE)).label("due")
+    due = case((on_its_way(), func.now() + lost_after), else_=literal(AT_ONCE)).label("due")
     rows = connection.execute(
         select(OutboxRow.event_id, OutboxRow.id, OutboxRow.envelope, due)
         .join(SubscriptionRow, SubscriptionRow.name == name)

@@ -73,7 +73,7 @@ def ids_at_once(connection: Connection) -> int:
 
 
 def worth_a_look(
-    connection: Connection, last_id: int, overdue: timedelta
+    connection: Connection, last_id: int, lost_after: timedelta
 ) -> Sequence[Row[str, bool]]:
     """The subscriptions of which a sweep may find something, or should move the watermark.
 
@@ -82,7 +82,7 @@ def worth_a_look(
     Args:
         connection: on the bus's database.
         last_id: the newest outbox id.
-        overdue: after publication, or a retry's time, until an event counts as lost.
+        lost_after: after publication, or a retry's time, until an event counts as lost.
 
     Returns:
         For each its name; and whether there are retries whose time is so long over.
@@ -95,7 +95,7 @@ def worth_a_look(
         .correlate(SubscriptionRow)
         .scalar_subquery()
     )
-    late = there_is(DeliveryRow.subscription == SubscriptionRow.name, *_is_late(overdue))
+    late = there_is(DeliveryRow.subscription == SubscriptionRow.name, *_is_late(lost_after))
     return connection.execute(
         select(SubscriptionRow.name, late)
         .where(
@@ -103,7 +103,7 @@ def worth_a_look(
                 SubscriptionRow.backfill_until.is_not(None),
                 SubscriptionRow.settled_through + AHEAD <= last_id,
                 # One from the future is of a clock that was wrong, and says nothing of the next.
-                ~next_recorded_at.between(func.now() - overdue, func.clock_timestamp()),
+                ~next_recorded_at.between(func.now() - lost_after, func.clock_timestamp()),
                 late,
             )
         )
@@ -133,7 +133,7 @@ def end_of_sweep(connection: Connection, after: int) -> int | None:
 def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
     connection: Connection,
     subscription: str,
-    overdue: timedelta,
+    lost_after: timedelta,
     limit: int,
     *,
     after: int,
@@ -149,8 +149,10 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
     return connection.execute(
         select(
             OutboxRow.id,
-            func.coalesce(OutboxRow.published_at < func.now() - overdue, false()).label("overdue"),
-            func.coalesce(OutboxRow.published_at < overtaken_by - overdue, false()).label(
+            func.coalesce(OutboxRow.published_at < func.now() - lost_after, false()).label(
+                "overdue"
+            ),
+            func.coalesce(OutboxRow.published_at < overtaken_by - lost_after, false()).label(
                 "overtaken"
             ),
         )
@@ -199,9 +201,9 @@ def advance(connection: Connection, subscription: str, through: int) -> None:
 
 
 def note_sent_again(
-    connection: Connection, subscription: str, outbox_ids: Sequence[int], again: timedelta
+    connection: Connection, subscription: str, outbox_ids: Sequence[int], lost_after: timedelta
 ) -> Sequence[Row[str, int, str | None]]:
-    """Give these events a delivery row, due again after `again`.
+    """Give these events a delivery row, due again after `lost_after`.
 
     Returns:
         For each its envelope, the attempts made at it, its trace context; oldest first.
@@ -211,7 +213,7 @@ def note_sent_again(
             "subscription": subscription,
             "state": "retrying",
             "attempts": 0,
-            "next_attempt_at": func.now() + again,
+            "next_attempt_at": func.now() + lost_after,
         },
         OutboxRow.id == func.any(list(outbox_ids)),
         # It may have been removed since these were looked up.
@@ -228,19 +230,19 @@ def note_sent_again(
 
 
 def take_late_retries(
-    connection: Connection, subscription: str, late: timedelta, limit: int, *, overtaken: bool
+    connection: Connection, subscription: str, lost_after: timedelta, limit: int, *, overtaken: bool
 ) -> Sequence[Row[str, int, str | None]]:
-    """Retries whose time is long over, due again after `late`; as `note_sent_again`.
+    """Retries whose time is long over, due again after `lost_after`; as `note_sent_again`.
 
     Args:
         connection: in a transaction.
         subscription: its name.
-        late: see above.
+        lost_after: see above.
         limit: the most retries.
         overtaken: only those that what was published later by as much has overtaken, so that they
             cannot be still in the queue.
     """
-    overtaken_by = _overtaken_by(subscription) - late
+    overtaken_by = _overtaken_by(subscription) - lost_after
     due = (
         select(DeliveryRow.event_id)
         # Those of one that was removed are about to go.
@@ -248,7 +250,7 @@ def take_late_retries(
         .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
         .where(
             DeliveryRow.subscription == subscription,
-            *_is_late(late),
+            *_is_late(lost_after),
             *([DeliveryRow.next_attempt_at < overtaken_by] if overtaken else []),
         )
         .order_by(DeliveryRow.next_attempt_at)
@@ -262,7 +264,7 @@ def take_late_retries(
             DeliveryRow.event_id.in_(due),
             OutboxRow.event_id == DeliveryRow.event_id,
         )
-        .values(next_attempt_at=func.now() + late)
+        .values(next_attempt_at=func.now() + lost_after)
         .returning(
             func.coalesce(DeliveryRow.correction, OutboxRow.envelope),
             DeliveryRow.attempts,
@@ -283,5 +285,5 @@ def _overtaken_by(subscription: str) -> ScalarSelect[datetime]:
     return select(func.max(recent.c.published_at)).where(delivered).scalar_subquery()
 
 
-def _is_late(late: timedelta) -> tuple[ColumnElement[bool], ...]:
-    return DeliveryRow.state == "retrying", DeliveryRow.next_attempt_at < func.now() - late
+def _is_late(lost_after: timedelta) -> tuple[ColumnElement[bool], ...]:
+    return DeliveryRow.state == "retrying", DeliveryRow.next_attempt_at < func.now() - lost_after

@@ -54,8 +54,8 @@ def sweep(
     """One turn of the relay with a backfill of ten at a time, and of the workers."""
     monkeypatch.setattr("cos_events.redelivery.BACKFILL_SIZE", 10)
     with closing(make_wire()) as wire:
-        feeder = Feeder(database, wire, 1_000, again=60)
-        redelivery = Redelivery(database, wire, after=60.0)
+        feeder = Feeder(database, wire, 1_000, lost_after=60)
+        redelivery = Redelivery(database, wire, lost_after=60.0)
 
         def turn(name: str) -> int:
             redelivery.sweep()

@@ -59,7 +59,7 @@ def publish(database: Engine, name: str) -> Iterator[Callable[[], int]]:
 @pytest.fixture
 def feeder(database: Engine, name: str) -> Iterator[Feeder]:
     with closing(make_wire()) as wire:
-        yield Feeder(database, wire, DEPTH, again=60)
+        yield Feeder(database, wire, DEPTH, lost_after=60)
 
 
 def record(engine: Engine, count: int, module: str = "cc") -> None:
@@ -236,7 +236,7 @@ def test_the_relay_sends_nothing_again_that_is_held(
     publish_all(publish)
     before = depth(name)
     with closing(make_wire()) as wire:
-        relay = Redelivery(database, wire, after=0.001)
+        relay = Redelivery(database, wire, lost_after=0.001)
         for _ in range(3):
             relay.sweep()
     assert depth(name) == before
@@ -261,7 +261,7 @@ def test_what_the_broker_does_not_take_is_held_as_before(
     before = states(database)
     refusing: BrokerWire = _Refusing()  # type: ignore[assignment]
     with pytest.raises(BroadcastError):
-        Feeder(database, refusing, DEPTH, again=60).sweep()
+        Feeder(database, refusing, DEPTH, lost_after=60).sweep()
     assert states(database) == before
 
 

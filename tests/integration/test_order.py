@@ -73,7 +73,7 @@ def name(bus: Bus, handler: Handler) -> str:
 @pytest.fixture
 def feeder(database: Engine, name: str) -> Iterator[Feeder]:
     with closing(make_wire()) as wire:
-        yield Feeder(database, wire, 1_000, again=60)
+        yield Feeder(database, wire, 1_000, lost_after=60)
 
 
 def test_an_event_that_overtook_an_earlier_one_of_its_key_waits_for_it(

@@ -58,7 +58,7 @@ def name(bus: Bus, graph: Graph) -> str:
 def feed(database: Engine, bus: Bus, name: str) -> Iterator[Callable[[], int]]:
     """Feeds, and runs what that put on the queue as a worker would."""
     with closing(make_wire()) as wire:
-        feeder = Feeder(database, wire, 1_000, again=60)
+        feeder = Feeder(database, wire, 1_000, lost_after=60)
 
         def sweep() -> int:
             fed = feeder.sweep()

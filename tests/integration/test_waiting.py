@@ -125,7 +125,7 @@ def test_the_relay_brings_history_only_past_events_whose_handlers_have_ended(
         assert watermark(database, name) > 0
         assert bus.state(name, raw) == "held"
         bus.queued(name)
-        assert Feeder(database, wire, 10_000, again=60).sweep() == 1
+        assert Feeder(database, wire, 10_000, lost_after=60).sweep() == 1
     assert bus.run_queued(name) == 1
     assert bus.state(name, raw) == "delivered"
 
@@ -148,7 +148,7 @@ def test_the_feeder_takes_nothing_back_that_a_handler_has(bus: Any, database: En
         held.hold(connection, [name], true())
     with ExitStack() as handlers, ThreadPoolExecutor(1) as pool:
         wire: BrokerWire = _TakingSilently(database, handlers)  # type: ignore[assignment]
-        sweep = pool.submit(Feeder(database, wire, 10_000, again=60).sweep)
+        sweep = pool.submit(Feeder(database, wire, 10_000, lost_after=60).sweep)
         try:
             with pytest.raises(BroadcastError):
                 sweep.result(PATIENCE)
@@ -172,7 +172,7 @@ def test_the_feeder_takes_nothing_back_that_was_delivered_meanwhile(
     with closing(make_wire()) as wire, monkeypatch.context() as patch:
         patch.setattr(wire, "send_to_queue", take_silently)
         with pytest.raises(BroadcastError):
-            Feeder(database, wire, 10_000, again=60).sweep()
+            Feeder(database, wire, 10_000, lost_after=60).sweep()
     assert (bus.state(name, first), bus.state(name, second)) == ("delivered", "held")
 
 

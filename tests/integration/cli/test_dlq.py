@@ -77,7 +77,7 @@ def dead_letter(subscribe: Callable[..., None], add_event: AddEvent, cli: Cli) -
 def feed(database: Engine) -> Iterator[Callable[[], int]]:
     """What a publisher's relay does with what is held."""
     with closing(make_wire()) as wire:
-        yield Feeder(database, wire, 1_000, again=60).sweep
+        yield Feeder(database, wire, 1_000, lost_after=60).sweep
 
 
 def drained(queue: str) -> list[bytes]:

@@ -67,8 +67,8 @@ def test_the_listed_rights_are_enough_for_the_whole_way(
     bus.run(name, raw)
     assert had == [Envelope.decode(raw).base_log_id]
     with closing(make_wire()) as wire:
-        Redelivery(engine.get_engine(), wire, after=60.0).sweep()
-        Feeder(engine.get_engine(), wire, 1_000, again=60).sweep()
+        Redelivery(engine.get_engine(), wire, lost_after=60.0).sweep()
+        Feeder(engine.get_engine(), wire, 1_000, lost_after=60).sweep()
     Retention(engine.get_engine(), 60.0).sweep()
     for command in (["status"], ["verify"], ["dlq", "list", name], ["subscriptions", "list"]):
         done = cli(*command)

@@ -40,7 +40,7 @@ def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def relay(database: Engine, subscription: Subscription) -> Iterator[Redelivery]:
     """A relay for which a minute is long."""
-    return Redelivery(database, make_wire(), after=60.0)
+    return Redelivery(database, make_wire(), lost_after=60.0)
 
 
 def register(engine: Engine, subscription: Subscription) -> None:

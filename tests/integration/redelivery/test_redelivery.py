@@ -116,7 +116,7 @@ def test_two_relays_do_not_send_the_same_event_twice(
     database: Engine, subscription: Subscription, relay: Redelivery
 ) -> None:
     published(database, record(database, 5), ago=61)
-    other = Redelivery(database, make_wire(), after=60.0)
+    other = Redelivery(database, make_wire(), lost_after=60.0)
     assert relay.sweep() + other.sweep() == 5
     assert len(taken_from(subscription.name)) == 5
 
@@ -128,12 +128,12 @@ def test_nothing_is_noted_or_sent_while_the_broker_is_away(
     published(database, lost, ago=61)
     before = os.environ["BROKER_URL"]
     environment(BROKER_URL="redis://127.0.0.1:1/0")
-    away = Redelivery(database, make_wire(), after=60.0)
+    away = Redelivery(database, make_wire(), lost_after=60.0)
     for _ in range(2):
         with pytest.raises(BroadcastError, match="cannot be used"):
             away.sweep()
     environment(BROKER_URL=before)
-    assert Redelivery(database, make_wire(), after=60.0).sweep() == 1
+    assert Redelivery(database, make_wire(), lost_after=60.0).sweep() == 1
     assert taken_from(subscription.name) == [(lost[0], 0)]
 
 
