@@ -72,7 +72,7 @@ class Feeder:
                     break
         if holding and fed < room:
             with self._engine.begin() as connection:
-                if held.end_to_hold(connection, name):
+                if held.stop_holding(connection, name):
                     logger.warning("%s: nothing waits in PostgreSQL any more", name)
         return fed
 
@@ -80,7 +80,7 @@ class Feeder:
         if not holding:
             # What arrives meanwhile would only pass through the workers' hands.
             with self._engine.begin() as connection:
-                held.begin_to_hold(connection, name)
+                held.start_holding(connection, name)
         return self._feed(name, 1, probe=True)
 
     def _feed(self, name: str, limit: int, *, probe: bool = False) -> int:

@@ -115,7 +115,7 @@ class Publisher:
         for name in self._room.look(depths, unknown):
             logger.warning("%s: its queue is full; more copies wait in PostgreSQL", name)
             with self._engine.begin() as connection:
-                held.begin_to_hold(connection, name)
+                held.start_holding(connection, name)
 
 
 def _hold(connection: Connection, holding: Iterable[Recipient], ids: Sequence[int]) -> None:

@@ -38,7 +38,9 @@ class QueueRoom:
                     self._left.pop(each.name, None)
                 else:
                     gets = sum(
-                        each.wants_of(module) if self._by_module else each.wants(module, event_type)
+                        each.wants_module(module)
+                        if self._by_module
+                        else each.wants(module, event_type)
                         for module, event_type in kinds
                     )
                     self._left[each.name] = self._left.get(each.name, 0) - gets

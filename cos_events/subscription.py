@@ -33,11 +33,11 @@ class Subscription:
 
     def wants(self, module: str, event_type: str) -> bool:
         """Whether an event of this module and type is for this subscription."""
-        return self.wants_of(module) and (
+        return self.wants_module(module) and (
             self.event_types is None or event_type in self.event_types
         )
 
-    def wants_of(self, module: str) -> bool:
+    def wants_module(self, module: str) -> bool:
         """Whether it wants events of this module, of whatever type."""
         return self.modules is None or module in self.modules
 

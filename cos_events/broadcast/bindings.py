@@ -43,7 +43,7 @@ class Bindings:
             if not self._usable[module]:
                 continue
             for recipient in recipients:
-                if not recipient.wants_of(module):
+                if not recipient.wants_module(module):
                     self._unbind(module, recipient)
                 elif (module, recipient) not in self._done:
                     self._bind(module, recipient)

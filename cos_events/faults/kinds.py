@@ -165,7 +165,7 @@ def _hold(bench: Bench) -> Generator[Wait, None, None]:
             # Who publishes, and stands still just now, keeps everybody from beginning to hold.
             with suppress(OperationalError), bench.engine.begin() as connection:
                 wait_at_most(connection, 200)
-                held.begin_to_hold(connection, name)
+                held.start_holding(connection, name)
                 break
             yield Wait(0.5)
 

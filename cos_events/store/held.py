@@ -25,7 +25,7 @@ from cos_events.store.deliveries import from_outbox
 from cos_events.store.models import AT_ONCE, DeliveryRow, OutboxRow, SubscriptionRow
 
 
-def begin_to_hold(connection: Connection, name: str) -> None:
+def start_holding(connection: Connection, name: str) -> None:
     """From the next published batch on, this subscription's copies wait here."""
     locks.decide_holding(connection)
     connection.execute(
@@ -35,7 +35,7 @@ def begin_to_hold(connection: Connection, name: str) -> None:
     )
 
 
-def end_to_hold(connection: Connection, name: str) -> bool:
+def stop_holding(connection: Connection, name: str) -> bool:
     """Go back to copies on the broker, unless some that are due still wait, or it is paused."""
     locks.decide_holding(connection)
     ended = connection.execute(

@@ -137,7 +137,7 @@ def _not_known(row: Any) -> Outcome:
     """What follows from there being no row of it."""
     modules, types = (each and frozenset(each) for each in (row.modules, row.event_types))
     subscription = Subscription(row.name, modules, types)
-    if not subscription.wants_of(row.source_module):
+    if not subscription.wants_module(row.source_module):
         found = "not_wanted", "it wants other modules"
     elif not subscription.wants(row.source_module, row.event_type):
         found = "not_wanted", "it wants other event types"

@@ -315,7 +315,7 @@ def test_rows_without_an_event_keep_nothing_waiting(
 ) -> None:
     """As an older version left them; they come first, and are more than one batch."""
     with database.begin() as connection:
-        held.begin_to_hold(connection, name)
+        held.start_holding(connection, name)
     record(database, 2)
     publish_all(publish)
     with Session(database) as session, session.begin():
@@ -341,11 +341,11 @@ def test_who_holds_is_not_changed_while_a_batch_is_being_published(
 ) -> None:
     def decide() -> None:
         with database.begin() as connection:
-            (held.begin_to_hold if begins else held.end_to_hold)(connection, name)
+            (held.start_holding if begins else held.stop_holding)(connection, name)
 
     if not begins:
         with database.begin() as connection:
-            held.begin_to_hold(connection, name)
+            held.start_holding(connection, name)
     with ThreadPoolExecutor(1) as pool:
         with database.begin() as publishing:
             publishing.execute(select(locks.share_holding()))

@@ -317,7 +317,7 @@ def test_what_is_published_only_while_its_queue_is_full_is_not_waited_for(
     bus: Bus, handler: Handler, name: str, database: Engine, feeder: Feeder
 ) -> None:
     with database.begin() as connection:
-        held.begin_to_hold(connection, name)
+        held.start_holding(connection, name)
     first, second = bus.record(key="a", n=0), bus.record(key="a", n=1)
     bus.run(name, second)
     assert (bus.state(name, first), feeder.sweep()) == ("held", 1)

@@ -64,7 +64,7 @@ def test_a_worker_that_makes_two_known_waits_for_a_lock_without_any_of_their_row
             eventually(lambda: waits_for_a_lock(database))
             with database.begin() as deciding:
                 wait_at_most(deciding, 5_000)
-                held.begin_to_hold(deciding, "first")
+                held.start_holding(deciding, "first")
         registered.result(PATIENCE)
 
 
@@ -97,7 +97,7 @@ def test_a_publisher_holds_past_an_event_whose_handler_runs(
         with pytest.raises(ZeroDivisionError):
             publisher.publish()
     with database.begin() as connection:
-        held.begin_to_hold(connection, name)
+        held.start_holding(connection, name)
     with handling(database, name, first):
         assert publisher.publish() == 2
         assert bus.state(name, second) == "held"

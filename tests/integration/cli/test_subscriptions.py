@@ -248,7 +248,7 @@ def test_a_removal_lets_a_feeder_that_is_at_work_decide_to_hold(
             # Over a second connection, as the feeder does: PostgreSQL sees no circle in that.
             with database.begin() as deciding:
                 wait_at_most(deciding, 5_000)
-                held.begin_to_hold(deciding, removable)
+                held.start_holding(deciding, removable)
         forgotten.result(timeout=30)
     assert removable not in names(database)
 
