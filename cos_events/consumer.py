@@ -14,7 +14,6 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,8 @@ from kombu.message import Message
 from cos_events import dead_letters, telemetry
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail
-from cos_events.gathering import Batching, Lane, Queueing, delivery_of, is_redelivered, wake_up_of
+from cos_events.gathering import Batching, Lane, Queueing
+from cos_events.incoming import delivery_of, is_redelivered, is_retry, is_wake_up, wake_up_of
 from cos_events.next_turn import NextTurn
 from cos_events.redis_guard import guard
 from cos_events.redis_transport import Channel
@@ -263,9 +263,9 @@ class RelayStep(bootsteps.StartStopStep):
         super().__init__(consumer, **options)
         self._relay: Relay | None = None
 
-    def start(self, consumer: Consumer) -> None:
+    def start(self, consumer: Any) -> None:
         """Start the relay, once: it lives through reconnections of the consumer."""
-        if self._relay is None and is_publisher(consumer):
+        if self._relay is None and PUBLISH_QUEUE in consumer.app.amqp.queues.consume_from:
             self._relay = Relay()
             self._relay.start()
 
@@ -274,50 +274,3 @@ class RelayStep(bootsteps.StartStopStep):
         if self._relay is not None:
             self._relay.stop()
             self._relay = None
-
-
-def is_publisher(consumer: Any) -> bool:
-    """Whether this worker consumes the publish task's queue."""
-    return PUBLISH_QUEUE in consumer.app.amqp.queues.consume_from
-
-
-def is_wake_up(message: Message) -> bool:
-    """Whether this is a publish task that a dispatcher sent; anything else is Celery's to judge."""
-    headers = message.headers
-    if not isinstance(headers, dict) or headers.get("task") != PUBLISH_TASK or headers.get("eta"):
-        return False
-    try:
-        (ids,), kwargs, _embed = message.payload
-    except Exception:  # noqa: BLE001 - whatever it is, it is not what a dispatcher sends
-        return False
-    return kwargs == {} and isinstance(ids, list) and all(type(each) is int for each in ids)
-
-
-def is_retry(message: Message) -> bool:
-    """Whether this is a task message that `deliver` sent for a retry, fit for Celery to run.
-
-    Anything else in a subscription's queue is a delivery: what Celery cannot read would otherwise
-    stop the worker, or be gone.
-    """
-    headers = message.headers
-    if not isinstance(headers, dict) or headers.get("task") != message.delivery_info["routing_key"]:
-        return False
-    try:
-        (raws,), kwargs, embed = message.payload
-        datetime.fromisoformat(headers["eta"] or "2000-01-01")
-        limits: Any = headers["timelimit"]
-        time_limit, soft_time_limit = limits
-    except Exception:  # noqa: BLE001 - whatever it is, it is not what we sent
-        return False
-    return (
-        kwargs == {}
-        and isinstance(embed, dict)
-        and not any(embed.values())
-        and isinstance(raws, list)
-        and all(isinstance(raw, str) for raw in raws)
-        and isinstance(headers.get("id"), str)
-        and isinstance(headers.get("retries"), int)
-        and headers.get("expires") is None
-        and isinstance(time_limit, int | float | None)
-        and isinstance(soft_time_limit, int | float | None)
-    )

@@ -7,127 +7,22 @@ that handles messages in batches gathers them always.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from kombu.message import Message
-from kombu.utils.uuid import uuid
 
-from cos_events import telemetry
-from cos_events.broker import body_of
-from cos_events.task_message import EMBED, REDELIVERED, task_headers
-from cos_events.topology import PUBLISH_TASK
+from cos_events.incoming import Merge
 
 TASK_SECONDS = 0.05
 """How long the calls of one task shall take: what a killed worker has done is done again."""
 
 MAX_AT_ONCE = 100
 """The most messages of one task that were not gathered on purpose."""
-
-
-class TaskMessage(Message):
-    """A task message of Celery's protocol 2 made of one or more broker messages.
-
-    Acknowledging or rejecting it does so to each of them, and calls `on_end`.
-
-    Parameters:
-        name: of the task.
-        argument: its only one; of JSON values.
-        argsrepr: what logs and Flower show instead.
-        parts: the broker's messages.
-        headers: more than those of Celery's protocol.
-        on_end: called once they are acknowledged or rejected.
-    """
-
-    def __init__(  # noqa: PLR0913, PLR0917 - what a message is made of
-        self,
-        name: str,
-        argument: Any,
-        argsrepr: str,
-        parts: Sequence[Message],
-        headers: dict[str, Any],
-        on_end: Callable[[], object],
-    ) -> None:
-        task_id = uuid()
-        super().__init__(
-            body=json.dumps([[argument], {}, EMBED]),
-            content_type="application/json",
-            content_encoding="utf-8",
-            delivery_info={
-                **parts[0].delivery_info,
-                "redelivered": any(part.delivery_info.get("redelivered") for part in parts),
-            },
-            properties={"correlation_id": task_id, "delivery_mode": 2},
-            headers=task_headers(name, task_id, argsrepr) | headers,
-            accept={"application/json"},
-            channel=parts[0].channel,
-            delivery_tag=parts[0].delivery_tag,
-        )
-        self.parts = parts
-        self._on_end = on_end
-
-    def ack(self, multiple: bool = False) -> None:
-        """Acknowledge every part."""
-        try:
-            # Our RabbitMQ channel's; on Redis they go together in any case.
-            with getattr(self.channel, "together", nullcontext)():
-                for part in self.parts:
-                    part.ack(multiple=multiple)
-        finally:
-            self._on_end()
-
-    def reject(self, requeue: bool = False) -> None:
-        """Reject every part."""
-        try:
-            for part in self.parts:
-                part.reject(requeue=requeue)
-        finally:
-            self._on_end()
-
-
-Merge = Callable[[Sequence[Message], Callable[[], object]], TaskMessage]
-"""Makes one task message of several messages; the second argument is its `on_end`."""
-
-
-def delivery_of(
-    parts: Sequence[Message], on_end: Callable[[], object] = lambda: None
-) -> TaskMessage:
-    """The task that delivers these envelopes to the subscription whose queue they came from."""
-    return TaskMessage(
-        parts[0].delivery_info["routing_key"],
-        [body_of(part).decode("utf-8", "surrogateescape") for part in parts],
-        f"(<{len(parts)} events>,)",
-        parts,
-        {
-            REDELIVERED: any(is_redelivered(part) for part in parts),
-            telemetry.TRACEPARENTS: [_traceparent(part) for part in parts],
-        },
-        on_end,
-    )
-
-
-def wake_up_of(parts: Sequence[Message], on_end: Callable[[], object]) -> TaskMessage:
-    """The publish task for the outbox ids of all these publish tasks."""
-    ids = [each for part in parts for each in part.payload[0][0]]
-    return TaskMessage(PUBLISH_TASK, ids, f"(<{len(ids)} outbox ids>,)", parts, {}, on_end)
-
-
-def is_redelivered(message: Message) -> bool:
-    """Whether an earlier copy of this message was in a worker's hands."""
-    info, headers = message.delivery_info or {}, message.headers or {}
-    return bool(info.get("redelivered") or headers.get(REDELIVERED))
-
-
-def _traceparent(message: Message) -> str | None:
-    headers = message.headers
-    found = headers.get(telemetry.TRACEPARENT) if isinstance(headers, dict) else None
-    return found if isinstance(found, str) else None
 
 
 class Batching:

@@ -88,8 +88,8 @@ KILL_POINTS = {
     "subscriber.before_failure_note": _before("failure:_note"),
     "subscriber.before_retry_copy": _before("failure:_send_again"),
     "subscriber.after_retry_copy": _after("failure:_send_again"),
-    "consumer.before_ack": _before("gathering:TaskMessage.ack"),
-    "consumer.after_ack": _after("gathering:TaskMessage.ack"),
+    "consumer.before_ack": _before("incoming:TaskMessage.ack"),
+    "consumer.after_ack": _after("incoming:TaskMessage.ack"),
 }
 """Every step of an event's way, in its order.
 

@@ -18,7 +18,8 @@ from kombu.message import Message
 from messages import Part, wake_up
 
 from cos_events import install, subscriber
-from cos_events.consumer import DeliveryStep, is_wake_up, may_queue
+from cos_events.consumer import DeliveryStep, may_queue
+from cos_events.incoming import is_wake_up
 from cos_events.redis_transport import Channel
 from cos_events.subscribers import Subscriber, subscribers_of
 from cos_events.topology import PUBLISH_TASK

@@ -15,10 +15,8 @@ from cos_events.gathering import (
     TASK_SECONDS,
     Lane,
     Queueing,
-    TaskMessage,
-    delivery_of,
-    wake_up_of,
 )
+from cos_events.incoming import TaskMessage, delivery_of, wake_up_of
 from cos_events.topology import PUBLISH_TASK
 
 

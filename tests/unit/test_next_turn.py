@@ -13,7 +13,8 @@ import pytest
 from kombu.asynchronous import Hub
 from kombu.message import Message
 
-from cos_events.gathering import Queueing, TaskMessage, delivery_of
+from cos_events.gathering import Queueing
+from cos_events.incoming import TaskMessage, delivery_of
 from cos_events.next_turn import NextTurn
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from cos_events import broker
 from cos_events.broadcast import Copy, make_wire, send_to_queue
 from cos_events.errors import BroadcastError
-from cos_events.gathering import is_redelivered
+from cos_events.incoming import is_redelivered
 from cos_events.redelivery import Redelivery
 from cos_events.store import deliveries, redelivery, removal
 from cos_events.store.ledger import verify

@@ -1,0 +1,158 @@
+"""A message in a worker's hands: what it is, and the Celery task that is made of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import datetime
+from typing import Any
+
+from kombu.message import Message
+from kombu.utils.uuid import uuid
+
+from cos_events import telemetry
+from cos_events.broker import body_of
+from cos_events.task_message import EMBED, REDELIVERED, task_headers
+from cos_events.topology import PUBLISH_TASK
+
+
+def is_wake_up(message: Message) -> bool:
+    """Whether this is a publish task that a dispatcher sent; anything else is Celery's to judge."""
+    headers = message.headers
+    if not isinstance(headers, dict) or headers.get("task") != PUBLISH_TASK or headers.get("eta"):
+        return False
+    try:
+        (ids,), kwargs, _embed = message.payload
+    except Exception:  # noqa: BLE001 - whatever it is, it is not what a dispatcher sends
+        return False
+    return kwargs == {} and isinstance(ids, list) and all(type(each) is int for each in ids)
+
+
+def is_retry(message: Message) -> bool:
+    """Whether this is a task message that `deliver` sent for a retry, fit for Celery to run.
+
+    Anything else in a subscription's queue is a delivery: what Celery cannot read would otherwise
+    stop the worker, or be gone.
+    """
+    headers = message.headers
+    if not isinstance(headers, dict) or headers.get("task") != message.delivery_info["routing_key"]:
+        return False
+    try:
+        (raws,), kwargs, embed = message.payload
+        datetime.fromisoformat(headers["eta"] or "2000-01-01")
+        limits: Any = headers["timelimit"]
+        time_limit, soft_time_limit = limits
+    except Exception:  # noqa: BLE001 - whatever it is, it is not what we sent
+        return False
+    return (
+        kwargs == {}
+        and isinstance(embed, dict)
+        and not any(embed.values())
+        and isinstance(raws, list)
+        and all(isinstance(raw, str) for raw in raws)
+        and isinstance(headers.get("id"), str)
+        and isinstance(headers.get("retries"), int)
+        and headers.get("expires") is None
+        and isinstance(time_limit, int | float | None)
+        and isinstance(soft_time_limit, int | float | None)
+    )
+
+
+class TaskMessage(Message):
+    """A task message of Celery's protocol 2 made of one or more broker messages.
+
+    Acknowledging or rejecting it does so to each of them, and calls `on_end`.
+
+    Parameters:
+        name: of the task.
+        argument: its only one; of JSON values.
+        argsrepr: what logs and Flower show instead.
+        parts: the broker's messages.
+        headers: more than those of Celery's protocol.
+        on_end: called once they are acknowledged or rejected.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what a message is made of
+        self,
+        name: str,
+        argument: Any,
+        argsrepr: str,
+        parts: Sequence[Message],
+        headers: dict[str, Any],
+        on_end: Callable[[], object],
+    ) -> None:
+        task_id = uuid()
+        super().__init__(
+            body=json.dumps([[argument], {}, EMBED]),
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_info={
+                **parts[0].delivery_info,
+                "redelivered": any(part.delivery_info.get("redelivered") for part in parts),
+            },
+            properties={"correlation_id": task_id, "delivery_mode": 2},
+            headers=task_headers(name, task_id, argsrepr) | headers,
+            accept={"application/json"},
+            channel=parts[0].channel,
+            delivery_tag=parts[0].delivery_tag,
+        )
+        self.parts = parts
+        self._on_end = on_end
+
+    def ack(self, multiple: bool = False) -> None:
+        """Acknowledge every part."""
+        try:
+            # Our RabbitMQ channel's; on Redis they go together in any case.
+            with getattr(self.channel, "together", nullcontext)():
+                for part in self.parts:
+                    part.ack(multiple=multiple)
+        finally:
+            self._on_end()
+
+    def reject(self, requeue: bool = False) -> None:
+        """Reject every part."""
+        try:
+            for part in self.parts:
+                part.reject(requeue=requeue)
+        finally:
+            self._on_end()
+
+
+Merge = Callable[[Sequence[Message], Callable[[], object]], TaskMessage]
+"""Makes one task message of several messages; the second argument is its `on_end`."""
+
+
+def delivery_of(
+    parts: Sequence[Message], on_end: Callable[[], object] = lambda: None
+) -> TaskMessage:
+    """The task that delivers these envelopes to the subscription whose queue they came from."""
+    return TaskMessage(
+        parts[0].delivery_info["routing_key"],
+        [body_of(part).decode("utf-8", "surrogateescape") for part in parts],
+        f"(<{len(parts)} events>,)",
+        parts,
+        {
+            REDELIVERED: any(is_redelivered(part) for part in parts),
+            telemetry.TRACEPARENTS: [_traceparent(part) for part in parts],
+        },
+        on_end,
+    )
+
+
+def wake_up_of(parts: Sequence[Message], on_end: Callable[[], object]) -> TaskMessage:
+    """The publish task for the outbox ids of all these publish tasks."""
+    ids = [each for part in parts for each in part.payload[0][0]]
+    return TaskMessage(PUBLISH_TASK, ids, f"(<{len(ids)} outbox ids>,)", parts, {}, on_end)
+
+
+def is_redelivered(message: Message) -> bool:
+    """Whether an earlier copy of this message was in a worker's hands."""
+    info, headers = message.delivery_info or {}, message.headers or {}
+    return bool(info.get("redelivered") or headers.get(REDELIVERED))
+
+
+def _traceparent(message: Message) -> str | None:
+    headers = message.headers
+    found = headers.get(telemetry.TRACEPARENT) if isinstance(headers, dict) else None
+    return found if isinstance(found, str) else None
