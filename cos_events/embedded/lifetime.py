@@ -129,7 +129,8 @@ def servers(folder: Path | None = None, broker_url: str | None = None) -> Iterat
         with explained(home):
             _claim(home, owner, endings)
             passwords = _passwords(home)
-        postgres, valkey = _both(home, passwords)
+        postgres = EmbeddedPostgres(home / "postgres", passwords["postgres"])
+        valkey = EmbeddedValkey(home / "valkey", passwords["valkey"])
         for server in (postgres, valkey):
             # Before its start, so that one cut short leaves nothing either.
             endings.callback(server.stop)
@@ -199,11 +200,15 @@ def _reap(folder: Path) -> bool:
     with locked(folder, CLAIM, wait=False) as got:
         if not got or not _is_orphan(folder):
             return False
-        for data in folder.glob("*/data"):
-            for kind in (EmbeddedPostgres, EmbeddedValkey, EmbeddedRabbitMQ):
-                kind(data.parent, "").stop_leftover()
+        _stop_leftovers(folder)
         remove_folder(folder)
     return True
+
+
+def _stop_leftovers(folder: Path) -> None:
+    for data in folder.glob("*/data"):
+        for kind in (EmbeddedPostgres, EmbeddedValkey, EmbeddedRabbitMQ):
+            kind(data.parent, "").stop_leftover()
 
 
 def _is_orphan(folder: Path) -> bool:
@@ -219,8 +224,7 @@ def _claim(home: Path, owner: Owner, endings: ExitStack) -> None:
     make_folder(home, server_account())
     with locked(home, CLAIM):
         _require_no_owner(home)
-        for server in _both(home, {"postgres": "", "valkey": ""}):
-            server.stop_leftover()
+        _stop_leftovers(home)
         endings.enter_context(locked(home, LIFE, wait=False))
         endings.callback(_forget_owner, home)
         note_owner(home, owner)
@@ -237,13 +241,6 @@ def _require_no_owner(home: Path) -> None:
 def _forget_owner(home: Path) -> None:
     with suppress(FileNotFoundError):
         (home / NOTE).unlink()
-
-
-def _both(home: Path, passwords: dict[str, str]) -> tuple[EmbeddedPostgres, EmbeddedValkey]:
-    return (
-        EmbeddedPostgres(home / "postgres", passwords["postgres"]),
-        EmbeddedValkey(home / "valkey", passwords["valkey"]),
-    )
 
 
 def _passwords(home: Path) -> dict[str, str]:
