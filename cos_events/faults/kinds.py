@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy.exc import OperationalError
@@ -178,38 +179,32 @@ _NEEDS: dict[str, tuple[Callable[[Bench], Generator[Wait, None, None]], float]] 
 the feeder may have gone before a publisher comes by."""
 
 
+_OnWire = Callable[[Wire, Planned], Fault]
+
+
 def _on_wire(name: str) -> dict[str, Kind]:
-    def kind(seconds: tuple[float, float], begin: Callable[[Wire, Planned], Fault]) -> Kind:
+    def kind(seconds: tuple[float, float], begin: _OnWire) -> Kind:
         return Kind(name, seconds, lambda bench, planned: begin(getattr(bench, name), planned))
 
     return {
-        f"{name}.freeze": kind((1.5, 4), _freeze),
-        f"{name}.restart": kind((0.2, 2), _restart),
-        f"{name}.crash": kind((0.2, 2), _crash),
+        f"{name}.freeze": kind((1.5, 4), _lasting(Wire.frozen)),
+        f"{name}.restart": kind((0.2, 2), _lasting(Wire.down)),
+        f"{name}.crash": kind((0.2, 2), _lasting(partial(Wire.down, crash=True))),
         f"{name}.empty": kind((0, 0.5), _empty),
         f"{name}.delay": kind((2, 4), _delay),
         f"{name}.drop": kind((1.5, 4), _drop),
         f"{name}.reset": kind((0, 0.5), _reset),
-        f"{name}.cut": kind((1.5, 4), _cut),
+        f"{name}.cut": kind((1.5, 4), _lasting(Wire.cut)),
     }
 
 
-def _freeze(wire: Wire, planned: Planned) -> Fault:
-    with wire.frozen():
-        yield Wait(planned.seconds)
-    return wire.server.name
+def _lasting(fault: Callable[[Wire], AbstractContextManager[None]]) -> _OnWire:
+    def begin(wire: Wire, planned: Planned) -> Fault:
+        with fault(wire):
+            yield Wait(planned.seconds)
+        return wire.server.name
 
-
-def _restart(wire: Wire, planned: Planned) -> Fault:
-    with wire.down():
-        yield Wait(planned.seconds)
-    return wire.server.name
-
-
-def _crash(wire: Wire, planned: Planned) -> Fault:
-    with wire.down(crash=True):
-        yield Wait(planned.seconds)
-    return wire.server.name
+    return begin
 
 
 def _empty(wire: Wire, planned: Planned) -> Fault:
@@ -235,12 +230,6 @@ def _drop(wire: Wire, planned: Planned) -> Fault:
 def _reset(wire: Wire, planned: Planned) -> Fault:
     yield Wait(planned.seconds)
     wire.reset()
-    return "its connections"
-
-
-def _cut(wire: Wire, planned: Planned) -> Fault:
-    with wire.cut():
-        yield Wait(planned.seconds)
     return "its connections"
 
 
