@@ -42,7 +42,7 @@ class BaseSubscriber:
 
     @classmethod
     def stop_consuming(cls, destination: Sequence[str] | None = None) -> None:
-        """Have running workers leave this subscription's queue alone; see `Subscriber`."""
+        """Have running workers stop consuming this subscription's queue; see `Subscriber`."""
         cls.subscriber.stop_consuming(destination)
 
 
@@ -62,9 +62,9 @@ def subscriber(  # noqa: PLR0913 - what a subscription may ask for
 
     The handler is called with the `Envelope`. If it has a parameter `session`, it gets a SQLAlchemy
     session whose transaction also holds the delivery row, so that its effect in that database
-    happens exactly once; it must not commit. Otherwise it runs at least once. What it does when
-    that session has committed (an `after_commit` hook, a NOTIFY) may be repeated: several events
-    may wait for the disk together, and run again if PostgreSQL crashes before.
+    happens exactly once; it must not commit. Otherwise it runs at least once. What it does after
+    that session has committed (an `after_commit` hook, a NOTIFY) may be repeated: the commits of
+    several events may reach the disk together, and if PostgreSQL crashes first, they run again.
 
     Args:
         name: of the subscription, its durable queue and its Celery task.
@@ -85,7 +85,7 @@ def subscriber(  # noqa: PLR0913 - what a subscription may ask for
             `max_retries`, `retry_backoff`, …), `rate_limit`, `time_limit`, `soft_time_limit`, …
 
     Raises:
-        SubscriptionError: the name is taken or no name, an option is wrong, or the handler cannot
+        SubscriptionError: the name is taken or not valid, an option is wrong, or the handler cannot
             be called with a message.
     """
     declared = Subscription(name, _names(modules), _names(event_types))

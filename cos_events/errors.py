@@ -49,7 +49,7 @@ class SchemaMissing(CosEventsError):
 
 
 class Rejected(CosEventsError):
-    """Raised by a handler: this message can never succeed; to the dead letters, without retries."""
+    """Raised by a handler for what can never succeed: a dead letter at once, without retries."""
 
 
 class Unsuccessful(CosEventsError):

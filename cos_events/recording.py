@@ -161,9 +161,9 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
         The event's `base_log_id`.
 
     Raises:
-        InvalidPayload: before anything is written; names the field that is no JSON, is too large
-            or cannot be stored.
-        TypeError: that is no session.
+        InvalidPayload: before anything is written; names the field that is not JSON, is too
+            large or cannot be stored.
+        TypeError: it is not a session.
     """
     with capture.watch(session):
         envelope = make_envelope(

@@ -128,8 +128,8 @@ class Settings(BaseSettings):
     relay_interval: Seconds = Field(default=1.0, alias="COS_EVENTS_RELAY_INTERVAL")
     """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
     redeliver_after: Seconds = Field(default=60.0, alias="COS_EVENTS_REDELIVER_AFTER")
-    """Seconds after which a published event that no subscriber has had is sent to it again; longer
-    than a handler takes for all that its process has in hand."""
+    """Seconds after which a published event is sent again to a subscription that has not had it; to
+    be longer than a handler takes for everything that its process has in hand."""
     queue_depth: int = Field(default=10_000, ge=1_000, le=1_000_000, alias="COS_EVENTS_QUEUE_DEPTH")
     """The most messages that wait in a subscription's queue; more wait in PostgreSQL."""
     retain_for: Retained = Field(default="7d", validate_default=True, alias="COS_EVENTS_RETAIN_FOR")
@@ -153,13 +153,13 @@ class Settings(BaseSettings):
     flower_port: int = Field(default=5555, ge=0, le=65_535)
     """On which port; 0 for a free one."""
     flower_basic_auth: BasicAuth | None = None
-    """Who may see Flower, as `user:password`; several with commas between them."""
+    """Who may see Flower, as `user:password`; several are separated by commas."""
     redis_max_connections: int = Field(default=20, ge=1, le=10_000)
     """The most connections in the pool of `get_redis_client()`."""
     redis_socket_connect_timeout: Seconds = 5.0
     """Seconds that it waits for a connection to Redis."""
     redis_socket_keepalive: bool = True
-    """Whether its connections ask TCP for signs of life."""
+    """Whether its connections use TCP keepalive."""
     redis_retry_on_timeout: bool = True
     """Whether it tries a command that timed out once more."""
     redis_decode_responses: bool = True

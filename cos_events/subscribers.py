@@ -50,7 +50,7 @@ class Subscriber:
         current_app.control.add_consumer(self.name, destination=destination or self._workers())
 
     def stop_consuming(self, destination: Sequence[str] | None = None) -> None:
-        """Have running workers leave the queue alone: its messages wait, on the broker."""
+        """Have running workers stop consuming the queue: its messages wait, on the broker."""
         current_app.control.cancel_consumer(self.name, destination=destination)
 
     def _workers(self) -> list[str]:

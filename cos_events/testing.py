@@ -70,7 +70,7 @@ class EventBus:
     ) -> None:
         """Start workers, and wait until they are ready.
 
-        What dies is started again while the bus is waited for, as a supervisor would.
+        `wait` starts again those that have died, as a supervisor would.
 
         Args:
             app: the Celery application, as Celery's own `-A`; it reads `BROKER_URL`.
@@ -130,7 +130,7 @@ class EventBus:
         return self._bench.trigger.fired(point) is not None
 
     def postgres_down(self, *, crash: bool = False) -> AbstractContextManager[None]:
-        """While the body runs PostgreSQL is away, orderly or not."""
+        """PostgreSQL is down while the body runs; it was shut down, or crashed."""
         return self._bench.postgres_down(crash=crash)
 
     def accounts(self) -> dict[str, Account]:
@@ -141,14 +141,14 @@ class EventBus:
     def wait(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Account]:
         """Start again what has died, and wait until every event is delivered or a dead letter.
 
-        A purged one counts as such. At the subscriptions that were started, or at all: a worker
-        makes all of its application's known.
+        A purged dead letter counts as one. Only subscriptions that were started are waited for, or
+        all if none was: a worker also makes known the others of its application.
 
         Returns:
             The accounts then, of all subscriptions.
 
         Raises:
-            Unsettled: that did not come about within `timeout` seconds.
+            Unsettled: that did not happen within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:

@@ -13,7 +13,7 @@ from cos_events.cli.output import json_option, print_json
 @click.command("env")
 @json_option
 def command(as_json: bool) -> None:
-    """Print the URLs of the servers, for an application that shall use those of `cos-events up`.
+    """Print the URLs of the servers, for an application that is to use those of `cos-events up`.
 
     With their passwords, as lines for a shell: eval "$(cos-events env)". Their ports change with
     each start of `up`: evaluate them again then.

@@ -22,7 +22,7 @@ LONGEST_ON_TERMINAL = 200
 @click.command("listen")
 @click.option("--module", help="Only events of this source module.")
 @click.option("--event-type", help="Only events of this type.")
-@click.option("-n", "--count", type=click.IntRange(1), help="End after so many.")
+@click.option("-n", "--count", type=click.IntRange(1), help="Stop after this many events.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines: the envelopes.")
 def command(module: str | None, event_type: str | None, count: int | None, as_json: bool) -> None:
     """Print events live, as publishers broadcast them, until Ctrl-C.

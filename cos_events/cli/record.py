@@ -42,7 +42,7 @@ def command(  # noqa: PLR0913 - the options
 ) -> None:
     """Write JSON lines from FILE (or - for standard input) to L1, and record their events.
 
-    A line is an object with `event_type` (prompt_trace or event_log) and `data`, and if you like
+    A line is an object with `event_type` (prompt_trace or event_log) and `data`, and optionally
     `occurred_at`, `request_id`, `trace_id`, `module`. A line that is refused is reported by its
     number and kept as it came; the others are recorded all the same. Exits with 1 if any was.
 

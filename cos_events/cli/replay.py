@@ -39,7 +39,7 @@ def command(
 
     For a subscriber that has learnt something new, or lost what it had. All of the history that it
     wants runs again, oldest first, as its queue has room: what it has had, what is dead, and what
-    was recorded before it was there. Live events go on meanwhile.
+    was recorded before it existed. Live events go on meanwhile.
 
     Dead letters alone run again by `cos-events dlq replay`.
     """

@@ -41,7 +41,7 @@ def command(event: UUID, as_json: bool) -> None:
     retrying    a copy waits on the broker, for its retry or for its first run
     dead        among the dead letters (see `cos-events dlq show`)
     discarded   purged by a person
-    missing     published more than a minute ago, and nobody knows: the relay sends it again
+    missing     published over a minute ago, not heard of since: the relay sends it again
     not wanted  of other modules or types, or recorded before the subscription began
     """  # noqa: D301 - the mark of click for lines that stay
     adopt_running()

@@ -66,7 +66,7 @@ def command(  # noqa: PLR0913 - the options
     in flight   published a moment ago, still in its queue, or waiting for a retry
     dead        among the dead letters (see `cos-events dlq`)
     discarded   purged by a person
-    missing     published longer ago than --grace, and nobody knows
+    missing     published longer ago than --grace, and not heard of since
 
     Also finds L1 rows that were written past `log_l1` (raw SQL, COPY) and have no event; --heal
     records their events, and publishers deliver them. Looks at what is retained

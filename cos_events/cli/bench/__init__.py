@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(broker: Any, quick: bool, plot: Path | None, as_json: bool) -> None:
-    """Measure what the bus costs, beside what the same servers allow without it.
+    """Measure what the bus costs, next to what the same servers can do without it.
 
     Starts a private PostgreSQL and Valkey (and RabbitMQ), a publisher, a worker for each of three
     subscriptions, and an application. Measures by turns, in rounds, and shows medians; outbox,

@@ -19,7 +19,9 @@ from cos_events.cli.servers import adopt_running
 @click.argument("subscription", required=False, type=SubscriptionName())
 @filters
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1))
-@click.option("--unusable", is_flag=True, help="The broker's messages that are no envelopes.")
+@click.option(
+    "--unusable", is_flag=True, help="Instead: messages on the broker that are not envelopes."
+)
 @json_option
 def list_(
     subscription: str | None, limit: int, unusable: bool, as_json: bool, **given: Any

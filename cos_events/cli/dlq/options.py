@@ -40,10 +40,10 @@ def filters(function: Callable[..., Any]) -> Callable[..., Any]:
             "--newer-than",
             "died_after",
             type=When(),
-            help="Only those that died within: 2h, or since a time.",
+            help="Only those that died since then; 2h is two hours ago.",
         ),
         click.option(
-            "--older-than", "died_before", type=When(), help="Only those that died before."
+            "--older-than", "died_before", type=When(), help="Only those that died before then."
         ),
     ):
         function = option(function)

@@ -19,7 +19,9 @@ from cos_events.cli.servers import adopt_running
 @click.argument("subscription", type=SubscriptionName())
 @filters
 @click.option("--limit", type=click.IntRange(1), help="At most this many, of the oldest events.")
-@click.option("--unusable", is_flag=True, help="The broker's messages that are no envelopes.")
+@click.option(
+    "--unusable", is_flag=True, help="Instead: messages on the broker that are not envelopes."
+)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def purge(
