@@ -105,20 +105,6 @@ def connect(*, confirm: bool = True) -> Any:
     )
 
 
-def body_of(message: Any) -> bytes:
-    """The bytes of a message's body, which kombu gives as text, bytes or a buffer."""
-    body = message.body
-    return bytes_of(body) if isinstance(body, str) else bytes(body)
-
-
-def bytes_of(text: str) -> bytes:
-    """The bytes of text that may hold surrogates: escaped bytes, or what JSON let through."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-
-
 @contextmanager
 def connected() -> Iterator[Any]:
     """A connection that the broker has answered.

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cos_events import dead_letters, gate, telemetry
 from cos_events.attempt import ConnectionLost, LedgerAway, attempt, call, due_of, settle
+from cos_events.broadcast.message import bytes_of
 from cos_events.envelope import Envelope
 from cos_events.error_text import describe
 from cos_events.errors import DeliveryFailed, InvalidEnvelope
@@ -50,8 +51,8 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
     unusable: list[tuple[str, str]] = []
     for raw in raws:
         try:
-            envelope = Envelope.decode(raw.encode("utf-8", "surrogateescape"))
-        except (InvalidEnvelope, UnicodeEncodeError) as invalid:
+            envelope = Envelope.decode(bytes_of(raw))
+        except InvalidEnvelope as invalid:
             unusable.append((raw, str(invalid)))
         else:
             if subscriber.subscription.wants(envelope.source_module, envelope.event_type):

@@ -12,7 +12,7 @@ from kombu.message import Message
 from kombu.utils.uuid import uuid
 
 from cos_events import telemetry
-from cos_events.broker import body_of
+from cos_events.broadcast.message import text_of
 from cos_events.task_message import EMBED, REDELIVERED, task_headers
 from cos_events.topology import PUBLISH_TASK
 
@@ -129,7 +129,7 @@ def delivery_of(
     """The task that delivers these envelopes to the subscription whose queue they came from."""
     return TaskMessage(
         parts[0].delivery_info["routing_key"],
-        [body_of(part).decode("utf-8", "surrogateescape") for part in parts],
+        [text_of(part) for part in parts],
         f"(<{len(parts)} events>,)",
         parts,
         {

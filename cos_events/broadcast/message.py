@@ -29,3 +29,22 @@ def message_of(name: str, copy: Copy) -> tuple[str, dict[str, Any]]:
         return copy.envelope, headers
     task = task_headers(name, uuid(), "(<1 event>,)") | {"retries": copy.attempts}
     return json.dumps([[[copy.envelope]], {}, EMBED]), task | headers
+
+
+def body_of(message: Any) -> bytes:
+    """The bytes of a message's body, which kombu gives as text, bytes or a buffer."""
+    body = message.body
+    return bytes_of(body) if isinstance(body, str) else bytes(body)
+
+
+def bytes_of(text: str) -> bytes:
+    """The bytes of text that may hold surrogates: escaped bytes, or what JSON let through."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def text_of(message: Any) -> str:
+    """A message's body as the text that `bytes_of` makes bytes of again, whatever it holds."""
+    return body_of(message).decode("utf-8", "surrogateescape")

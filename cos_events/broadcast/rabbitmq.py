@@ -16,7 +16,7 @@ from cos_events import broker
 from cos_events.broadcast.bindings import Bindings
 from cos_events.broadcast.contract import Copy
 from cos_events.broadcast.frames import frames_of
-from cos_events.broadcast.message import headers_of, message_of
+from cos_events.broadcast.message import bytes_of, headers_of, message_of
 from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError
 from cos_events.settings import get_settings
@@ -121,7 +121,7 @@ class RabbitMQWire:
         self._last_tag += 1
         self._unconfirmed.add(self._last_tag)
         self._unsent += frames_of(
-            broker.bytes_of(body),
+            bytes_of(body),
             headers,
             channel=channel.channel_id,
             frame_max=channel.connection.frame_max,

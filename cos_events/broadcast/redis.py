@@ -17,7 +17,7 @@ from typing import Any
 
 from cos_events import broker
 from cos_events.broadcast.contract import Copy
-from cos_events.broadcast.message import headers_of, message_of
+from cos_events.broadcast.message import bytes_of, headers_of, message_of
 from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError
 from cos_events.redis_message import RedisMessage
@@ -52,7 +52,7 @@ class RedisWire:
         with self._pipeline() as pipeline:
             for pending in batch:
                 headers = headers_of(pending.traceparent)
-                message = RedisMessage(broker.bytes_of(pending.envelope), headers)
+                message = RedisMessage(bytes_of(pending.envelope), headers)
                 pipeline.publish(message, channel_name(pending.source_module))
                 for each in recipients:
                     if not each.holding and each.wants(pending.source_module, pending.event_type):
@@ -63,7 +63,7 @@ class RedisWire:
         with self._pipeline() as pipeline:
             for copy in copies:
                 body, headers = message_of(name, copy)
-                pipeline.push(RedisMessage(broker.bytes_of(body), headers), name)
+                pipeline.push(RedisMessage(bytes_of(body), headers), name)
 
     def close(self) -> None:
         """As the contract says."""

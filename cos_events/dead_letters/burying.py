@@ -10,7 +10,7 @@ from celery import Celery
 from celery.exceptions import Reject
 
 from cos_events import broker, telemetry
-from cos_events.broadcast.message import headers_of
+from cos_events.broadcast.message import bytes_of, headers_of
 from cos_events.envelope import format_timestamp
 from cos_events.error_text import MAX_LENGTH, describe, one_line
 from cos_events.settings import get_settings
@@ -75,7 +75,7 @@ def _publish(
         app.producer_pool.acquire(block=True, timeout=5) as producer,
     ):
         producer.publish(
-            broker.bytes_of(raw),
+            bytes_of(raw),
             exchange="",
             routing_key=queue.name,
             declare=[queue],

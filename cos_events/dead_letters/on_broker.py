@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from cos_events import broker
+from cos_events.broadcast.message import body_of
 from cos_events.envelope import Envelope
 from cos_events.error_text import one_line
 from cos_events.errors import BroadcastError, InvalidEnvelope
@@ -60,7 +61,7 @@ def unusable(subscription: str, limit: int) -> list[Unusable]:
 def _as_unusable(message: Any) -> Unusable:
     headers = message.headers or {}
     reason, died_at = (str(headers.get(name, "")) for name in ("reason", "died_at"))
-    return Unusable(broker.body_of(message), reason, died_at)
+    return Unusable(body_of(message), reason, died_at)
 
 
 def purge_unusable(subscription: str, on_done: Callable[[int], object] = lambda _: None) -> int:
@@ -86,7 +87,7 @@ def _is_unusable(message: Any) -> bool:
 
 def _event_of(message: Any) -> UUID | None:
     try:
-        return Envelope.decode(broker.body_of(message)).base_log_id
+        return Envelope.decode(body_of(message)).base_log_id
     except InvalidEnvelope:
         return None
 

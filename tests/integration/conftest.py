@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from cos_events import Envelope, broker, capture, install, record_event, subscriber
+from cos_events.broadcast.message import body_of
 from cos_events.store import subscriptions
 from cos_events.store.models import DeliveryRow, OutboxRow
 from cos_events.subscribers import subscribers_of
@@ -81,7 +82,7 @@ class Bus:
             if message.headers.get("task"):
                 self.run(name, message.payload[0][0][0], retries=message.headers["retries"])
             else:
-                self.run(name, broker.body_of(message).decode())
+                self.run(name, body_of(message).decode())
         return len(messages)
 
     def run(self, name: str, *raws: str, retries: int = 0) -> str:

@@ -17,7 +17,7 @@ from celery.exceptions import Ignore, Retry
 from sqlalchemy import Engine, create_engine, text
 
 from cos_events import Envelope, Rejected
-from cos_events.broker import body_of
+from cos_events.broadcast.message import body_of
 from cos_events.embedded import Servers
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from kombu.message import Message
 from outages import postgres_away
 
 from cos_events import Envelope
-from cos_events.broker import body_of
+from cos_events.broadcast.message import body_of
 from cos_events.recording import make_envelope
 from cos_events.store import deliveries
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from cos_events import broker, record_event
 from cos_events.broadcast import Broadcaster, BrokerWire, make_broadcaster, make_wire
+from cos_events.broadcast.message import body_of
 from cos_events.envelope import Envelope
 from cos_events.errors import BroadcastError
 from cos_events.feeder import Feeder
@@ -103,7 +104,7 @@ def take(name: str, database: Engine) -> Callable[[], list[int]]:
         with broker.connect() as connection, connection.channel() as channel:
             queue = Queue(name, channel=channel)
             while message := queue.get(no_ack=True):
-                raws.append(broker.body_of(message).decode())
+                raws.append(body_of(message).decode())
         ids = [Envelope.decode(raw).base_log_id for raw in raws]
         with database.begin() as connection:
             deliveries.settle(connection, name, ids, 1)

@@ -24,6 +24,7 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from cos_events import broker, record_event
+from cos_events.broadcast.message import body_of
 from cos_events.store.models import DeliveryRow
 from cos_events.subscribers import subscribers_of
 from cos_events.task_message import task_headers
@@ -264,7 +265,7 @@ def test_no_message_can_stop_a_worker_and_each_lands_on_the_dead_letter_queue(
         with broker.connect() as connection, connection.channel() as channel:
             dlq = Queue(f"{name}.dlq", channel=channel)
             if team.depth(dlq.name):
-                letters.extend(broker.body_of(m) for m in iter(lambda: dlq.get(no_ack=True), None))
+                letters.extend(body_of(m) for m in iter(lambda: dlq.get(no_ack=True), None))
         return len(letters) >= len(garbage)
 
     with suppress(pytest.fail.Exception):  # what is missing says more

@@ -13,6 +13,7 @@ from kombu import Queue
 from redis import Redis
 
 from cos_events import broker
+from cos_events.broadcast.message import body_of
 from cos_events.envelope import Envelope
 from cos_events.settings import get_settings
 from cos_events.topology import channel_name, fanout_exchange
@@ -52,7 +53,7 @@ def listening() -> Iterator[tuple[Heard, Heard]]:
         queue = Queue("", fanout_exchange(module), exclusive=True, auto_delete=True)
 
         def on_message(message: Any) -> None:
-            on_exchange.take(broker.body_of(message))
+            on_exchange.take(body_of(message))
             message.ack()
 
         consumer = connection.Consumer(queue, channel=channel, on_message=on_message)

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from cos_events import Envelope, broker
 from cos_events.broadcast import make_wire
+from cos_events.broadcast.message import body_of
 from cos_events.dead_letters import replaying
 from cos_events.dead_letters.finding import find
 from cos_events.errors import SubscriptionError
@@ -82,7 +83,7 @@ def feed(database: Engine) -> Iterator[Callable[[], int]]:
 
 def drained(queue: str) -> list[bytes]:
     """Everything on a queue, taken off it."""
-    return [broker.body_of(message) for message in drain(queue)]
+    return [body_of(message) for message in drain(queue)]
 
 
 def bury(database: Engine, name: str, *bodies: UUID | bytes, **headers: str) -> None:

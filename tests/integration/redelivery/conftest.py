@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from cos_events import broker, record_event
 from cos_events.broadcast import make_wire
+from cos_events.broadcast.message import body_of
 from cos_events.envelope import Envelope
 from cos_events.redelivery import Redelivery
 from cos_events.store import deliveries, redelivery, subscriptions
@@ -87,7 +88,7 @@ def taken_from(name: str) -> list[tuple[UUID, int]]:
         while message := queue.get(no_ack=True):
             retries = message.headers.get("retries", 0)
             body = message.decode()
-            raw = body[0][0][0] if retries else broker.body_of(message)
+            raw = body[0][0][0] if retries else body_of(message)
             taken.append((Envelope.decode(raw).base_log_id, retries))
     return taken
 
