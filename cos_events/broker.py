@@ -24,20 +24,20 @@ stop the worker for good, and no signal would end it."""
 CONTROL_SECONDS = 1.0
 """So long workers have for an answer by remote control."""
 
-_installed: list[Celery] = []
+_installed: list[Celery | None] = [None]
 
 
-def use(app: Celery) -> None:
-    """Let the bus use the broker of this Celery application."""
-    _installed[:] = [app]
+def use(app: Celery | None) -> Celery | None:
+    """Let the bus use the broker of this Celery application, or of none; returns the one before."""
+    before, _installed[0] = _installed[0], app
+    return before
 
 
 def broker_url() -> str:
     """The broker of the installed Celery application, otherwise `BROKER_URL`."""
-    if not _installed:
+    if (app := _installed[0]) is None:
         return get_settings().broker_url
-    conf = _installed[0].conf
-    urls = conf.broker_write_url or conf.broker_url
+    urls = app.conf.broker_write_url or app.conf.broker_url
     return str(urls if isinstance(urls, str) else urls[0]).split(";")[0]
 
 
@@ -81,18 +81,17 @@ def connect(*, confirm: bool = True) -> Any:
 
     Typed as Any: the stubs of kombu lack `Producer.batch` and most of a channel's methods.
     """
-    timeout = get_settings().wire_timeout
+    app, timeout = _installed[0], get_settings().wire_timeout
     options = transport_options(broker_url())
-    if _installed:
+    if app is not None:
         # With its own transport options, TLS and failover; `install` saw to the timeouts.
-        options |= _installed[0].conf.broker_transport_options or {}
+        options |= app.conf.broker_transport_options or {}
     if "read_timeout" in options:
         options["read_timeout"] = min(options["read_timeout"], timeout)
     if "confirm_publish" in options:
         # Said either way: Celery would fill in what is left out from its own configuration.
         options["confirm_publish"] = confirm
-    if _installed:
-        app = _installed[0]
+    if app is not None:
         transport = app.conf.broker_transport or transport_of(broker_url())
         return app.connection_for_write(
             connect_timeout=timeout, transport=transport, transport_options=options
@@ -154,7 +153,7 @@ def consumers_of(queue: str) -> list[str]:
     Raises:
         BrokerAway: nobody can say.
     """
-    conf = (_installed[0] if _installed else Celery(set_as_current=False)).conf
+    conf = (_installed[0] or Celery(set_as_current=False)).conf
     with connected() as connection:
         # By Celery's own remote control a command without an application would reach no worker.
         # The stubs take what this returns for a node of it.

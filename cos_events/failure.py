@@ -18,7 +18,7 @@ from cos_events.error_frames import frames, innermost_frame
 from cos_events.error_text import describe, one_line
 from cos_events.retry import Dead, RetryAfter
 from cos_events.settings import get_settings
-from cos_events.store import deliveries
+from cos_events.store import deliveries, locks
 from cos_events.store.engine import get_engine, wait_at_most
 from cos_events.store.models import DeliveryState
 from cos_events.subscribers import Subscriber
@@ -137,7 +137,7 @@ def _note(  # noqa: PLR0913 - the columns of the row
         state = "retrying" if outcome.seconds <= LONGEST_ON_BROKER else "held"
         wait = timedelta(seconds=outcome.seconds)
     with get_engine().begin() as connection:
-        wait_at_most(connection, gate.LOCK_TIMEOUT_MS)
+        wait_at_most(connection, locks.COPY_TIMEOUT_MS)
         return deliveries.note_failure(
             connection,
             subscriber.name,

@@ -11,13 +11,10 @@ from cos_events import pause, telemetry
 from cos_events.attempt import ledger
 from cos_events.envelope import Envelope
 from cos_events.error_text import describe
-from cos_events.store import deliveries
+from cos_events.store import deliveries, locks
 from cos_events.store.engine import get_engine, get_relaxed_engine, wait_at_most
 from cos_events.subscribers import Subscriber
 from cos_events.telemetry import names
-
-LOCK_TIMEOUT_MS = 2_000
-"""Milliseconds that a note waits for another copy of the event that runs right now."""
 
 
 def may_call(subscriber: Subscriber, envelopes: Collection[Envelope]) -> bool:
@@ -67,7 +64,7 @@ def count_death(subscriber: Subscriber, envelope: Envelope) -> int:
         LedgerAway: that could not be written.
     """
     with ledger(), get_relaxed_engine().begin() as connection:
-        wait_at_most(connection, LOCK_TIMEOUT_MS)
+        wait_at_most(connection, locks.COPY_TIMEOUT_MS)
         return deliveries.count_death(connection, subscriber.name, envelope.base_log_id)
 
 

@@ -55,7 +55,7 @@ class Order:
         with get_engine().begin() as connection:
             locks.order(connection, self._name)
             # Another copy of it may run, for as long as it likes: nobody else has a turn meanwhile.
-            wait_at_most(connection, order.MAX_WAIT_MS)
+            wait_at_most(connection, locks.COPY_TIMEOUT_MS)
             return order.take_turn(
                 connection, self._name, envelope.base_log_id, self.key_of, lost_after
             )
@@ -66,7 +66,7 @@ class Order:
         try:
             with get_engine().begin() as connection:
                 # In a worker's event loop, too, which enforces the time limit of who is waited for.
-                wait_at_most(connection, order.MAX_WAIT_MS)
+                wait_at_most(connection, locks.COPY_TIMEOUT_MS)
                 locks.order(connection, self._name)
                 key = order.key(connection, self._name, envelope.base_log_id)
                 following = held.release(connection, self._name, 1, lost_after, key) if key else []

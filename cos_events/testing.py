@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from cos_events import dispatcher, record_event
+from cos_events import broker, dispatcher, record_event
 from cos_events.embedded import own_folder
 from cos_events.errors import CosEventsError
 from cos_events.faults.bench import Bench
@@ -207,11 +207,12 @@ def _as_environment(variables: Mapping[str, str]) -> Iterator[None]:
         for name, value in variables.items():
             patch.setenv(name, value)
         # An application that the test has imported may have been made for another broker.
-        patch.setattr("cos_events.broker._installed", [])
+        before = broker.use(None)
         _read_settings_again()
         try:
             yield
         finally:
+            broker.use(before)
             _read_settings_again()
     get_settings.cache_clear()
 

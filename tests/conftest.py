@@ -147,9 +147,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]
             monkeypatch.setenv(name, value)
         forget(engine="DATABASE_URL" in variables)
 
-    monkeypatch.setattr(broker, "_installed", [])
+    before = broker.use(None)
     forget()
     yield use
+    broker.use(before)
     forget()
 
 

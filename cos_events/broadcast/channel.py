@@ -14,15 +14,10 @@ from cos_events.topology import channel_name
 
 
 class ChannelWire:
-    """Best effort: what Redis cannot take now, the channel misses; nobody waits for it.
-
-    Attributes:
-        missed: events that the channel did not get since this wire was made.
-    """
+    """Best effort: what Redis cannot take now, the channel misses; nobody waits for it."""
 
     def __init__(self) -> None:
         settings = get_settings()
-        self.missed = 0
         self._breaker = CircuitBreaker("the Redis channel", reset_after=5.0)
         self._client = make_client(
             patient=False,
@@ -39,7 +34,6 @@ class ChannelWire:
                     pipeline.publish(channel_name(pending.source_module), pending.envelope)
                 pipeline.execute()
         except Exception:  # noqa: BLE001 - the broker has the batch: to raise would send it again
-            self.missed += len(batch)
             telemetry.count(names.CHANNEL_MISSED, by=len(batch))
 
     def close(self) -> None:

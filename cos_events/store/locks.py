@@ -23,6 +23,10 @@ from cos_events.store.engine import wait_at_most
 HANDLER_TIMEOUT_MS = 50
 """Milliseconds that a sweep, or a publisher, waits for a handler that holds an event's row."""
 
+COPY_TIMEOUT_MS = 2_000
+"""Milliseconds that a worker, with a note or a decision about an order, waits for another copy of
+the event that runs right now, or for another decision."""
+
 LET_GO_AFTER = 60
 """Seconds after which PostgreSQL ends the transaction of a process that has stopped within it: what
 it has locked would stay so."""

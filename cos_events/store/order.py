@@ -27,9 +27,6 @@ from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRo
 LOOKED_BACK = 1_000
 """So many ids behind an event its elder may commit late, and still has its key in time."""
 
-MAX_WAIT_MS = 2_000
-"""Milliseconds that one decision about an order waits for a handler, or for another decision."""
-
 PAGE = 1_000
 """The most envelopes that are in memory at a time."""
 

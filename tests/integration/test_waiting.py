@@ -15,7 +15,7 @@ from retries import failed
 from sqlalchemy import Engine, func, select, true, update
 from sqlalchemy.orm import Session
 
-from cos_events import gate, replay
+from cos_events import replay
 from cos_events.broadcast import BrokerWire, Copy, make_broadcaster, make_wire
 from cos_events.cli import main
 from cos_events.envelope import Envelope
@@ -277,7 +277,7 @@ def test_what_is_noted_of_a_copy_waits_for_no_other_copy_whose_handler_runs(
     def fail(message: Envelope) -> None:
         raise OSError("away")
 
-    monkeypatch.setattr(gate, "LOCK_TIMEOUT_MS", 50)
+    monkeypatch.setattr(locks, "COPY_TIMEOUT_MS", 50)
     monkeypatch.setattr("cos_events.failure.LEDGER_AWAY_DELAY", 0)
     monkeypatch.setattr("cos_events.delivery._is_redelivered", lambda _: redelivered)
     name, raw = bus.declare(fail), bus.record()
