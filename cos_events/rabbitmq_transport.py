@@ -4,27 +4,29 @@ Kombu's own goes once through the worker's event loop for each message, py-amqp 
 fifteen times to read one, and writes a frame for each acknowledgement, which a quorum queue notes
 in its log. Here a turn of the loop reads what has arrived at once, and what is acknowledged
 together goes in one frame as far as AMQP can say it: up to the delivery below which nothing is in
-hand any more.
+hand any more. A message whose properties nobody can read comes without them, where it would end
+each worker that gets it; and TLS looks at the server's name, not only at who signed it.
 
 For any Celery application: import this module, and set `broker_transport` to one of these names.
 
 What this stands on: a channel of py-amqp numbers its deliveries from 1; Kombu's `Message.ack` and
 `reject` call its `basic_ack` and `basic_reject`; `Transport.on_readable` is called when there is
 something to read; py-amqp's transport reads from its private `_read_buffer` first, and its
-connection takes a frame by `on_inbound_frame`, and has the socket of its private `_transport` shut
-down by `collect`. Tests run each of them on a real server.
+connection takes a frame by `on_inbound_frame`, which its argument `frame_handler` makes, and has
+the socket of its private `_transport` shut down by `collect`. Tests run each of them on a real server.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from struct import Struct
 from typing import Any
 
 from amqp import RecoverableConnectionError
+from amqp.method_framing import frame_handler
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
 
 # The stubs know too little of these classes.
@@ -40,6 +42,10 @@ _FRAME_OVERHEAD = 8
 """Bytes of a frame besides its payload: AMQP 0-9-1, 4.2.3."""
 
 _PAYLOAD_SIZE = Struct(">I")
+
+_CONTENT_HEADER, _BEFORE_PROPERTIES = 2, 12
+"""The type of a frame that holds a message's properties, and its bytes before them: class, weight
+and body size. AMQP 0-9-1, 2.3.5.2."""
 
 
 class Channel(_pyamqp.Channel):  # type: ignore[misc]
@@ -117,6 +123,26 @@ class Channel(_pyamqp.Channel):  # type: ignore[misc]
         self._last_of_run[1], self._first_of_run[tag] = tag, 1
 
 
+def _frame_handler(connection: Any, callback: Any) -> Callable[[tuple[int, int, Any]], Any]:
+    """As py-amqp's own; but properties that cannot be decoded are left out.
+
+    Such as a time in milliseconds, or text that is not UTF-8. An exception here would end the
+    worker, and the message would come again.
+    """
+    take = frame_handler(connection, callback)
+
+    def on_frame(frame: tuple[int, int, Any]) -> Any:
+        try:
+            return take(frame)
+        except Exception:
+            kind, channel, payload = frame
+            if kind != _CONTENT_HEADER:
+                raise
+            return take((kind, channel, bytes(payload[:_BEFORE_PROPERTIES]) + b"\0\0"))
+
+    return on_frame
+
+
 class Connection(_pyamqp.Connection):  # type: ignore[misc]
     """Makes such channels; and a forked child leaves it to its parent."""
 
@@ -124,7 +150,7 @@ class Connection(_pyamqp.Connection):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._process = os.getpid()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, frame_handler=_frame_handler, **kwargs)
 
     def collect(self) -> None:
         """Drop the connection without a word to the server.
@@ -180,8 +206,9 @@ class TLSTransport(Transport):
 
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
-        # As Kombu does for its own scheme.
-        client.ssl = client.ssl or True
+        if not client.ssl or client.ssl is True:
+            # Kombu's own scheme has the certificate checked, but not whose it is.
+            client.ssl = {"server_hostname": client.hostname}
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Have the loop take what it sees, and what only OpenSSL knows of.

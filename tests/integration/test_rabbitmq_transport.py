@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 from amqp import ChannelError, RecoverableConnectionError
+from amqp.serialization import dumps
 from amqp.transport import TCPTransport
 from celery import Celery
 from forking import said_by_a_child
@@ -287,6 +288,55 @@ def test_a_message_of_several_frames_is_received_whole(
     ]
 
 
+def _nested(depth: int) -> bytes:
+    inner = b""
+    for _ in range(depth):
+        inner = b"A" + struct.pack(">I", len(inner)) + inner
+    return inner
+
+
+def _header(value: bytes) -> bytes:
+    """The properties that hold one header of this value, as they are on the wire."""
+    table = b"\x01x" + value
+    return struct.pack(">HI", 0x2000, len(table)) + table
+
+
+UNREADABLE = {
+    "a time in milliseconds": _header(b"T" + struct.pack(">Q", 1_796_071_200_000)),
+    "the largest time": _header(b"T" + b"\xff" * 8),
+    "arrays in arrays": _header(_nested(3_000)),
+    "a type of content that is not UTF-8": struct.pack(">H", 0x8000) + b"\x02\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("properties", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_message_whose_properties_cannot_be_read_comes_without_them(
+    properties: bytes,
+    rabbitmq_url: str,
+    queue: str,
+    receiver: Callable[[], Receiver],
+    send: Callable[..., None],
+    turns: Callable[[Receiver, int], None],
+) -> None:
+    send(1)
+    with Connection(rabbitmq_url) as connection, connection.channel() as channel:
+        body, server = b"seven", channel.connection.transport
+        published = struct.pack(">HH", 60, 40) + dumps("Bssbb", (0, "", queue, False, False))
+        head = struct.pack(">HHQ", 60, 0, len(body)) + properties
+        for kind, payload in ((1, published), (2, head), (3, body)):
+            frame = struct.pack(">BHI", kind, channel.channel_id, len(payload)) + payload
+            server.write(frame + b"\xce")
+        # The server has taken what came before this.
+        channel.queue_declare(queue, passive=True)
+    send(1)
+    worker = receiver()
+    turns(worker, 3)
+    assert [each.body for each in worker.messages] == ["0", b"seven", "0"]
+    assert [each.headers for each in worker.messages] == [{}] * 3
+    for each in worker.messages:
+        each.ack()
+
+
 def test_a_handler_may_ask_the_server_something_while_others_have_arrived(
     receiver: Callable[[], Receiver],
     send: Callable[..., None],
@@ -352,7 +402,7 @@ def test_a_lost_connection_is_told_to_the_worker(receiver: Callable[[], Receiver
 def test_a_tls_server_is_spoken_to_by_tls() -> None:
     connection = Connection("amqps://127.0.0.1:1//", transport=TLS_NAME)
     assert isinstance(connection.transport, rabbitmq_transport.Transport)
-    assert connection.ssl is True
+    assert connection.ssl == {"server_hostname": "127.0.0.1"}
     options = {"ca_certs": "ca.pem"}
     chosen = Connection("amqps://127.0.0.1:1//", transport=TLS_NAME, ssl=options)
     assert chosen.transport.client.ssl == options

@@ -28,15 +28,18 @@ LONG = "x" * 100_000
 
 @pytest.fixture(scope="module")
 def certificate(
-    tmp_path_factory: pytest.TempPathFactory, missing: Callable[[str], NoReturn]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    missing: Callable[[str], NoReturn],
 ) -> Path:
-    """A certificate for 127.0.0.1 that signs itself, with its key."""
+    """A certificate for 127.0.0.1, or the test's parameter, that signs itself, with its key."""
+    address = getattr(request, "param", "127.0.0.1")
     if (tool := shutil.which("openssl")) is None:
         missing("openssl is not installed")
     file = tmp_path_factory.mktemp("tls") / "front.pem"
     key, made = file.with_suffix(".key"), file.with_suffix(".crt")
-    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    request = [
+    subject = ["-subj", f"/CN={address}", "-addext", f"subjectAltName=IP:{address}"]
+    asked = [
         "req",
         "-x509",
         "-newkey",
@@ -46,7 +49,7 @@ def certificate(
         "-nodes",
     ]
     files = ["-keyout", key, "-out", made, "-days", "1"]
-    subprocess.run([tool, *request, *subject, *files], check=True, capture_output=True)
+    subprocess.run([tool, *asked, *subject, *files], check=True, capture_output=True)
     file.write_text(key.read_text() + made.read_text())
     return file
 
@@ -181,3 +184,22 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     connection = over_tls(cert_reqs=ssl.CERT_REQUIRED)
     with connection, pytest.raises((ssl.SSLError, KombuError, RedisError), match="CERTIFICATE"):
         connection.channel().queue_declare("none")
+
+
+@pytest.mark.parametrize("certificate", ["127.0.0.1", "192.0.2.1"], indirect=True)
+def test_the_certificate_must_be_that_of_the_server_even_if_nothing_is_asked_of_it(
+    over_tls: Callable[..., Connection],
+    certificate: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    unique: Callable[[str], str],
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    queue = Queue(unique("tls"), durable=False, auto_delete=True)
+    with over_tls() as connection:
+        if request.node.callspec.params["certificate"] == "127.0.0.1":
+            queue(connection.channel()).declare()
+            queue(connection.channel()).delete()
+        else:
+            with pytest.raises((ssl.SSLError, KombuError, RedisError), match="mismatch"):
+                queue(connection.channel()).declare()
