@@ -15,10 +15,11 @@ from kombu import Connection, Queue
 
 from cos_events import (
     broker,
+    decompression,  # noqa: F401 - bounds what messages become
     redis_transport,
     worker_telemetry,  # noqa: F401 - listens to the worker's signals
 )
-from cos_events.consumer import DeliveryStep, RelayStep, is_installed
+from cos_events.consumer import DeliveryStep, GossipStep, RelayStep, is_installed
 from cos_events.errors import BrokerAway, ConfigurationError, CosEventsError, SubscriptionError
 from cos_events.publisher import publish  # noqa: F401 - the task, which each application has
 from cos_events.pubsub.clients import make_client
@@ -48,7 +49,7 @@ def install(app: Celery) -> Celery:
         The same application.
     """
     broker.use(app)
-    app.steps["consumer"].update({DeliveryStep, RelayStep})
+    app.steps["consumer"].update({DeliveryStep, GossipStep, RelayStep})
     app.add_defaults(lambda: _DEFAULTS)
     app.on_after_configure.connect(_bound_waiting, weak=False)
     return app

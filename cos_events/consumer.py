@@ -5,11 +5,12 @@ task without a second trip over the broker, so that acknowledging the task ackno
 delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
 this touches is in this file: `Consumer.create_task_handler`, `on_decode_error`,
 `initial_prefetch_count`, `qos`, `task_consumer`, `task_buckets`, `controller`, `pool`, `hub`,
-`timer`. Its strategies stay its own.
+`timer`, `gossip`. Its strategies stay its own.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -19,21 +20,24 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.exceptions import Reject, Retry, TimeLimitExceeded, WorkerLostError
-from celery.worker.consumer import Consumer, Tasks
+from celery.worker.consumer import Consumer, Gossip, Tasks
 from celery.worker.request import Request
 from kombu.message import Message
 
 from cos_events import dead_letters, telemetry
+from cos_events.error_text import one_line
 from cos_events.errors import InvalidEnvelope
 from cos_events.failure import fail
 from cos_events.gathering import Batching, Lane, Queueing
-from cos_events.incoming import delivery_of, is_redelivered, is_retry, is_wake_up, wake_up_of
+from cos_events.incoming import delivery_of, is_redelivered, is_wake_up, retry_of, wake_up_of
 from cos_events.next_turn import NextTurn
 from cos_events.redis_guard import guard
 from cos_events.redis_transport import Channel
 from cos_events.relay import Relay
 from cos_events.subscribers import Subscriber, subscribers_of
 from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
+
+logger = logging.getLogger(__name__)
 
 WAKE_UPS_IN_HAND = 100
 """The least prefetch of a publisher: so many wake-ups may share one task."""
@@ -199,9 +203,14 @@ class DeliveryStep(bootsteps.StartStopStep):
         def on_message(message: Message) -> None:
             gathering = self._gathering_of(message)
             if gathering is None:
-                (wake_ups.add if is_wake_up(message) else run)(message)
-            elif is_retry(message):
-                run(message)
+                if is_wake_up(message):
+                    wake_ups.add(message)
+                elif _is_from(PUBLISH_QUEUE, message):
+                    _drop(message)
+                else:
+                    run(message)
+            elif (retry := retry_of(message)) is not None:
+                run(retry)
             elif is_redelivered(message):
                 # By itself: an earlier copy may have killed its worker. In its turn: where that
                 # copy is still in hand here, no worker died of it.
@@ -247,6 +256,34 @@ class DeliveryStep(bootsteps.StartStopStep):
             self._on_decode_error(message, error)
         else:
             gathering.add(message)
+
+
+def _is_from(queue: str, message: Message) -> bool:
+    return bool((message.delivery_info or {}).get("routing_key") == queue)
+
+
+def _drop(message: Message) -> None:
+    """Celery would try to run it, whatever it holds, and perhaps end the worker by that."""
+    logger.warning("a message on %s that is no wake-up was dropped", PUBLISH_QUEUE)
+    message.ack()
+
+
+class GossipStep(bootsteps.Step):
+    """What anybody has put where workers tell each other how they are ends none of them."""
+
+    requires = (Gossip,)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        hear = consumer.gossip.on_message
+
+        def on_message(prepare: Callable[..., Any], message: Message) -> None:
+            try:
+                hear(prepare, message)
+            except Exception as error:  # noqa: BLE001 - whatever it holds
+                logger.warning("a message of Celery's gossip cannot be read: %s", one_line(error))
+
+        consumer.gossip.on_message = on_message
 
 
 def is_installed(app: Celery) -> bool:

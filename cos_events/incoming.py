@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kombu.message import Message
@@ -15,6 +16,15 @@ from cos_events import telemetry
 from cos_events.broadcast.message import text_of
 from cos_events.task_message import EMBED, REDELIVERED, task_headers
 from cos_events.topology import PUBLISH_TASK
+
+MOST_RETRIES = 2**31 - 2
+"""The attempt that follows them is the last that the ledger can count."""
+
+LONGEST_WAIT = timedelta(days=1)
+"""Of a retry on the broker: far more than the bus lets one wait there, and its clocks differ."""
+
+_IDS = ("id", "root_id", "parent_id")
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def is_wake_up(message: Message) -> bool:
@@ -27,36 +37,6 @@ def is_wake_up(message: Message) -> bool:
     except Exception:  # noqa: BLE001 - whatever it is, it is not what a dispatcher sends
         return False
     return kwargs == {} and isinstance(ids, list) and all(type(each) is int for each in ids)
-
-
-def is_retry(message: Message) -> bool:
-    """Whether this is a task message that `deliver` sent for a retry, fit for Celery to run.
-
-    Anything else in a subscription's queue is a delivery: what Celery cannot read would otherwise
-    stop the worker, or be gone.
-    """
-    headers = message.headers
-    if not isinstance(headers, dict) or headers.get("task") != message.delivery_info["routing_key"]:
-        return False
-    try:
-        (raws,), kwargs, embed = message.payload
-        datetime.fromisoformat(headers["eta"] or "2000-01-01")
-        limits: Any = headers["timelimit"]
-        time_limit, soft_time_limit = limits
-    except Exception:  # noqa: BLE001 - whatever it is, it is not what we sent
-        return False
-    return (
-        kwargs == {}
-        and isinstance(embed, dict)
-        and not any(embed.values())
-        and isinstance(raws, list)
-        and all(isinstance(raw, str) for raw in raws)
-        and isinstance(headers.get("id"), str)
-        and isinstance(headers.get("retries"), int)
-        and headers.get("expires") is None
-        and isinstance(time_limit, int | float | None)
-        and isinstance(soft_time_limit, int | float | None)
-    )
 
 
 class TaskMessage(Message):
@@ -138,6 +118,59 @@ def delivery_of(
         },
         on_end,
     )
+
+
+def retry_of(message: Message) -> TaskMessage | None:
+    """The task of a copy that was sent for a retry; None if this is none.
+
+    It has what the bus writes into such a message and nothing else: whatever anybody may put
+    beside that, Celery would stumble over, and end the worker.
+    """
+    headers = message.headers
+    if not isinstance(headers, dict) or headers.get("task") != message.delivery_info["routing_key"]:
+        return None
+    try:
+        (raws,), kwargs, _embed = message.payload
+        eta = _eta(headers.get("eta"))
+    except Exception:  # noqa: BLE001 - whatever it is, it is not what we sent
+        return None
+    retries: Any = headers.get("retries")
+    if not (
+        kwargs == {}
+        and isinstance(raws, list)
+        and all(isinstance(raw, str) for raw in raws)
+        and type(retries) is int
+        and 0 <= retries <= MOST_RETRIES
+    ):
+        return None
+    return TaskMessage(
+        headers["task"],
+        raws,
+        f"(<{len(raws)} events>,)",
+        [message],
+        {
+            **{name: headers[name] for name in _IDS if _UUID.fullmatch(str(headers.get(name)))},
+            "retries": retries,
+            "eta": eta,
+            REDELIVERED: is_redelivered(message),
+            telemetry.TRACEPARENT: _traceparent(message),
+        },
+        lambda: None,
+    )
+
+
+def _eta(given: str | None) -> str | None:
+    """The same, unless it is over.
+
+    Raises:
+        Exception: it is no moment, or none for which the bus would have a message wait.
+    """
+    if given is None:
+        return None
+    wait = datetime.fromisoformat(given) - datetime.now(UTC)
+    if wait > LONGEST_WAIT:
+        raise ValueError(given)
+    return given if wait > timedelta() else None
 
 
 def wake_up_of(parts: Sequence[Message], on_end: Callable[[], object]) -> TaskMessage:

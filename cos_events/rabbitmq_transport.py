@@ -13,7 +13,8 @@ What this stands on: a channel of py-amqp numbers its deliveries from 1; Kombu's
 `reject` call its `basic_ack` and `basic_reject`; `Transport.on_readable` is called when there is
 something to read; py-amqp's transport reads from its private `_read_buffer` first, and its
 connection takes a frame by `on_inbound_frame`, which its argument `frame_handler` makes, and has
-the socket of its private `_transport` shut down by `collect`. Tests run each of them on a real server.
+the socket of its private `_transport` shut down by `collect`. Tests run each of them on a real
+server.
 """
 
 from __future__ import annotations

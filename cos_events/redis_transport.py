@@ -17,12 +17,14 @@ consumed without acknowledgement comes as many at once in a worker's loop, and i
 
 Private of Kombu is what this stands on: `Channel._brpop_start` and `_brpop_read` and what they use
 (`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, `_flush_brpop_reauth`, `_closing`),
-`conn_or_acquire`, `_disconnect_pools` and `_do_restore_message`, beside what `redis_unacked` names.
+`_get`, `_maybe_update_queues_expire`, `_handle_message`, `conn_or_acquire`, `_disconnect_pools` and
+`_do_restore_message`, beside what `redis_unacked` names.
 Tests run each of them on a real server.
 """
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +39,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from cos_events.redis_guard import payload_of
 from cos_events.redis_unacked import GATHER_SECONDS, QoS
+
+logger = logging.getLogger(__name__)
 
 # The stubs know too little of these classes.
 _redis: Any = redis
@@ -180,6 +184,26 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def _handle_message(self, client: Any, reply: Any) -> dict[str, Any]:
+        """What a fanout exchange brings: Kombu ignores what has no data."""
+        message: dict[str, Any] = super()._handle_message(client, reply)
+        if isinstance(message["data"], bytes) and payload_of(message["data"], "")[1]:
+            logger.warning(
+                "%d bytes on %s that are no message of Kombu's were dropped",
+                *(len(message["data"]), bytes_to_str(message["channel"])),
+            )
+            message["data"] = b""
+        return message
+
+    def _get(self, queue: str) -> dict[str, Any]:
+        """One message, for who asks for one."""
+        with self.conn_or_acquire() as client:
+            self._maybe_update_queues_expire(client, queue)
+            for priority in self.priority_steps:
+                if item := client.rpop(self._q_for_pri(queue, priority)):
+                    return payload_of(item, queue)[0]
+        raise Empty
 
     def _fetch(self, key: str, queue: str, item: bytes) -> list[dict[str, Any]]:
         if queue not in self._to_acknowledge:

@@ -60,14 +60,26 @@ def fanout_exchange(module: str) -> Exchange:
     return Exchange(channel_name(module), type="fanout", durable=True)
 
 
-class SubscriptionQueue(Queue):
-    """A subscription's queue, which says on each message whose it is.
-
-    It is bound to its own exchange and to each of its modules'.
+class AddressedQueue(Queue):
+    """One of the bus's queues, which says on each message that it is from there.
 
     A broadcast arrives with the exchange's name and routing key, and Redis gives no consumer tag:
     only the consumer that the broker called knows the queue. Retries and the worker read it from
     there (`delivery_info["routing_key"]`).
+    """
+
+    def consume(self, consumer_tag: str = "", callback: Any = None, *args: Any, **kw: Any) -> str:
+        """As `kombu.Queue.consume`, with each message addressed to this queue."""
+
+        def addressed(message: Any, *_: Any) -> Any:
+            message.delivery_info.update(exchange="", routing_key=self.name)
+            return callback(message)
+
+        return super().consume(consumer_tag, addressed, *args, **kw)
+
+
+class SubscriptionQueue(AddressedQueue):
+    """A subscription's queue, bound to its own exchange and to each of its modules'.
 
     Kombu's own `bindings` would take the place of `exchange`, which Celery's native delay needs.
     """
@@ -84,15 +96,6 @@ class SubscriptionQueue(Queue):
             exchange = fanout_exchange(module)
             exchange.declare(nowait=nowait, channel=channel or self.channel)
             self.bind_to(exchange, nowait=nowait, channel=channel)
-
-    def consume(self, consumer_tag: str = "", callback: Any = None, *args: Any, **kw: Any) -> str:
-        """As `kombu.Queue.consume`, with each message addressed to this queue."""
-
-        def addressed(message: Any, *_: Any) -> Any:
-            message.delivery_info.update(exchange="", routing_key=self.name)
-            return callback(message)
-
-        return super().consume(consumer_tag, addressed, *args, **kw)
 
 
 def subscription_queue(name: str, modules: Iterable[str], *, rabbitmq: bool) -> SubscriptionQueue:
@@ -121,7 +124,7 @@ def publish_queue(*, no_ack: bool = False) -> Queue:
         no_ack: whether they are consumed without acknowledgement: the relay looks after the rows
             of a publisher that died.
     """
-    return Queue(PUBLISH_QUEUE, Exchange(""), PUBLISH_QUEUE, no_ack=no_ack)
+    return AddressedQueue(PUBLISH_QUEUE, Exchange(""), PUBLISH_QUEUE, no_ack=no_ack)
 
 
 def _quorum(dead_letter_to: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from heapq import nsmallest
 from typing import Any
 from uuid import UUID
 
-from cos_events import broker
+from cos_events import broker, decompression  # noqa: F401 - the second bounds what messages become
 from cos_events.broadcast.message import body_of
 from cos_events.envelope import Envelope
 from cos_events.error_text import one_line

@@ -252,6 +252,9 @@ def test_no_message_can_stop_a_worker_and_each_lands_on_the_dead_letter_queue(
         "no time": (b'[[["eta"]], {}, {}]', {**json_type, "headers": {**headers, "eta": "soon"}}),
         "no id": (b'[[["id"]], {}, {}]', {**json_type, "headers": {**headers, "id": None}}),
     }
+    # What is a retry but for what nobody needs of it is tried, and its envelope is none.
+    buried = {what: body for what, (body, _) in garbage.items()}
+    buried |= {"wrong third part": b"third", "no id": b"id"}
     worker = team.start()
     with broker.connect() as connection:
         producer = connection.Producer()
@@ -270,8 +273,8 @@ def test_no_message_can_stop_a_worker_and_each_lands_on_the_dead_letter_queue(
 
     with suppress(pytest.fail.Exception):  # what is missing says more
         team.eventually(all_buried)
-    missing = Counter(body for body, _ in garbage.values()) - Counter(letters)
-    assert not [what for what, (body, _) in garbage.items() if body in missing]
+    missing = Counter(buried.values()) - Counter(letters)
+    assert not [what for what, body in buried.items() if body in missing]
     assert len(letters) == len(garbage)
     assert worker.poll() is None
     team.expect(ids + team.record(2), "plain")
