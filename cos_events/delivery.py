@@ -58,8 +58,12 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
             if subscriber.subscription.wants(envelope.source_module, envelope.event_type):
                 envelopes[raw] = envelope
     outcome = _Outcome()
-    if len(envelopes) < 2 or not _deliver_together(task, subscriber, envelopes):
+    if len(envelopes) < 2:
         outcome = _deliver_singly(task, subscriber, envelopes)
+    elif not _deliver_together(task, subscriber, envelopes):
+        # As they came: the handler may have changed the content of those that it was given.
+        as_they_came = {raw: Envelope.decode(bytes_of(raw)) for raw in envelopes}
+        _deliver_singly(task, subscriber, as_they_came)
     # Last, so that a dead-letter queue that cannot be written holds up no good event.
     for raw, reason in unusable:
         dead_letters.bury_unusable(task.app, subscriber.name, raw, reason)

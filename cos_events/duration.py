@@ -13,8 +13,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 def format_duration(seconds: float) -> str:
-    """The duration as `parse_duration` reads it, in the largest unit that needs no fraction."""
-    unit = next((each for each in "wdhm" if seconds % _SECONDS[each] == 0), "s")
+    """As `parse_duration` reads it, in the largest unit up to days that needs no fraction."""
+    unit = next((each for each in "dhm" if seconds % _SECONDS[each] == 0), "s")
     return f"{seconds / _SECONDS[unit]:.12g}{unit}"
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from cos_events.errors import InvalidEnvelope
+from cos_events.printable import printable
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]{0,62}$"
 """What a source module, an event type and a subscription may be called: a lower-case identifier."""
@@ -144,7 +145,7 @@ def _message(problem: Any) -> str:
 
 def _path(location: tuple[Any, ...]) -> str:
     # Below a JSON value pydantic names, after each key, the kind that it tried there.
-    keys = [str(key)[:64] for key in location[:1] + location[1::2]]
+    keys = [printable(str(key)[:64]) for key in location[:1] + location[1::2]]
     if len(keys) > 6:
         keys[6:] = ["…"]
     return f"{'.'.join(keys)}: " if keys else ""

@@ -8,6 +8,8 @@ from typing import Any
 from psycopg2 import errors
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from cos_events.printable import printable
+
 MAX_LENGTH = 2_000
 """The most characters of an error that are kept."""
 
@@ -30,14 +32,16 @@ def describe(error: BaseException) -> str:
     """An error's type and text, fit to be kept and shown.
 
     Of a database error only what holds no value, since its text quotes them: the condition, its
-    SQLSTATE, and names out of the schema. What PostgreSQL cannot store is escaped.
+    SQLSTATE, and names out of the schema. What PostgreSQL cannot store, and what a terminal would
+    obey, is escaped; its lines stay.
     """
     try:
         text = _condition(error) if isinstance(error, DBAPIError) else str(error)
     except Exception as unreadable:  # noqa: BLE001 - an exception of somebody else's
         text = f"its text cannot be read ({type(unreadable).__name__})"
     clean = text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-    return f"{type(error).__name__}: {clean}"[:MAX_LENGTH]
+    lines = "\n".join(map(printable, clean.split("\n")))
+    return f"{type(error).__name__}: {lines}"[:MAX_LENGTH]
 
 
 def _condition(error: DBAPIError) -> str:

@@ -68,7 +68,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         first_failed_at = _note(subscriber, envelope, outcome, retries + 1, error, deaths=deaths)
     except Exception as away:  # noqa: BLE001 - without its note, the attempt did not happen
         return wait_for_ledger(task, [raw], away, retries)
-    event_id, text = envelope.base_log_id, describe(error)
+    event_id, text = envelope.base_log_id, one_line(describe(error))
     if first_failed_at is None:
         logger.warning(
             "%s: event %s failed, but is delivered or dead already, by another copy or by a commit "

@@ -37,6 +37,7 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.encoding import bytes_to_str
 from redis.exceptions import RedisError, ResponseError
 
+from cos_events.printable import printable
 from cos_events.redis_guard import payload_of
 from cos_events.redis_unacked import GATHER_SECONDS, QoS
 
@@ -191,7 +192,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         if isinstance(message["data"], bytes) and payload_of(message["data"], "")[1]:
             logger.warning(
                 "%d bytes on %s that are no message of Kombu's were dropped",
-                *(len(message["data"]), bytes_to_str(message["channel"])),
+                *(len(message["data"]), printable(bytes_to_str(message["channel"]))),
             )
             message["data"] = b""
         return message

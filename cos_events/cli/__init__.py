@@ -64,6 +64,10 @@ class _Commands(click.Group):
             if not error.reason.startswith("surrogates"):
                 raise
             raise click.ClickException(f"{error.object!a} is not UTF-8") from error
+        except KeyboardInterrupt:
+            # As a shell says it. 1 would mean that the command has found something wrong.
+            click.echo("Aborted!", err=True)
+            sys.exit(130)
         except BrokenPipeError:
             # The reader of a pipe (`| head`) has seen enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,8 @@ from uuid import UUID
 
 import click
 
+from cos_events.printable import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -42,10 +44,15 @@ def _for_scripts(value: Any) -> Any:
 
 
 def for_people(value: object) -> str:
-    """A value as text: a moment in UTC and to the second, a large number in groups of digits."""
+    """A value as text: a moment in UTC and to the second, a large number in groups of digits.
+
+    What would steer the terminal is escaped: an event, or an error about it, may hold anything.
+    """
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%F %T}Z"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "\n".join(map(printable, str(value).split("\n")))
 
 
 def say_left_out(number: int) -> None:

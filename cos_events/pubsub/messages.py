@@ -12,6 +12,7 @@ from pydantic_core import from_json, to_json
 
 from cos_events.envelope import Envelope, wrong_fields
 from cos_events.errors import InvalidEnvelope, InvalidPayload
+from cos_events.printable import printable
 from cos_events.settings import get_settings
 
 logger = logging.getLogger(__name__)
@@ -116,7 +117,9 @@ def decode(subscribed_to: str, message: dict[str, Any]) -> ReceivedMessage | Non
         return ReceivedMessage(channel, data, _content(raw))
     except ValueError as error:
         _skipped[subscribed_to] += 1
-        logger.warning("skipped %d bytes on %s that are not JSON: %s", len(raw), channel, error)
+        logger.warning(
+            "skipped %d bytes on %s that are not JSON: %s", len(raw), printable(channel), error
+        )
         return None
 
 

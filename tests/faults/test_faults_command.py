@@ -70,7 +70,7 @@ def test_ctrl_c_stops_everything_and_leaves_nothing(
     eventually(lambda: list(place.glob("*/application.log")))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "Traceback" not in err
     eventually(lambda: of_this_test(place) == [])
     assert sorted(place.rglob("*")) == [], err

@@ -51,6 +51,23 @@ def test_of_a_batch_only_the_message_that_fails_is_tried_again(
     assert found == ([0, 2] if session else [])
 
 
+def test_what_a_failed_batch_changed_in_its_messages_is_not_there_when_each_is_tried_singly(
+    bus: Bus,
+) -> None:
+    seen: list[int] = []
+
+    def handle(messages: list[Envelope]) -> None:
+        for message in messages:
+            message.data["n"] += 10
+        if len(messages) > 1:
+            raise ValueError("together they fail")
+        seen.append(messages[0].data["n"])
+
+    name = bus.declare(handle, batch_size=2)
+    bus.run(name, bus.record(n=1), bus.record(n=2))
+    assert seen == [11, 12]
+
+
 def test_a_batch_is_one_call_without_the_events_that_were_had_already(bus: Bus) -> None:
     calls: list[list[int]] = []
     name = bus.declare(lambda messages: calls.append([m.data["n"] for m in messages]), batch_size=3)

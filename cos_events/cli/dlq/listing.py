@@ -98,7 +98,8 @@ def show(event: UUID, as_json: bool) -> None:
             click.echo()
         for name, value in asdict(letter).items():
             if name not in ("envelope", "correction"):
-                click.echo(f"{name:<16} {for_people(value)}")
+                lines = for_people(value).split("\n")
+                click.echo(f"{name:<16} " + f"\n{'':<17}".join(lines))
             elif value is not None:
                 click.echo(f"{name}:")
                 print_json(value)

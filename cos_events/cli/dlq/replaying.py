@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -91,6 +93,8 @@ def _edit(subscription: str, event: UUID, data: IO[bytes] | None) -> None:
     text: str | bytes | None
     if data is not None:
         text = data.read()
+    elif not (sys.stdin.isatty() or {"VISUAL", "EDITOR"} & os.environ.keys()):
+        raise click.UsageError("there is no terminal to edit on: give the new data with --data")
     else:
         text = click.edit(json.dumps(latest.data, indent=2, ensure_ascii=False), extension=".json")
         if text is None:

@@ -302,6 +302,18 @@ def test_a_correction_that_cannot_be_sent_is_refused_and_nothing_changes(
     assert dead_letter() == before
 
 
+def test_an_editor_is_not_waited_for_where_nobody_can_use_it(
+    dead_letter: Callable[[], str], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VISUAL", "EDITOR"):
+        monkeypatch.delenv(name, raising=False)
+    before = dead_letter()
+    result = cli("dlq", "replay", "mailer", "--edit", json.loads(before)[0]["event_id"])
+    assert result.exit_code == 2
+    assert "there is no terminal to edit on: give the new data with --data" in result.output
+    assert dead_letter() == before
+
+
 def test_new_data_without_an_event_replays_nothing(
     subscribe: Callable[..., None], add_event: AddEvent, cli: Cli, row: Callable[..., Any]
 ) -> None:
