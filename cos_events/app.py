@@ -133,12 +133,12 @@ def _compare_queues(app: Celery, consumed: Iterable[str]) -> None:
         if name in known and name not in ours:
             raise SubscriptionError(
                 f"{name} is a subscription whose handler this application does not have, or does "
-                "not import: Celery would delete its events; name its module in `imports`"
+                "not import: Celery would delete its events; add its module to `imports`"
             )
         meant = get_close_matches(name, [PUBLISH_QUEUE, *known], 1, cutoff=0.8)
         if meant and name not in app.amqp.queues:
             logger.warning(
-                "this worker consumes a queue %r that nobody has declared: is %r meant?",
+                "this worker consumes a queue %r that nobody has declared: did you mean %r?",
                 *(name, meant[0]),
             )
 
@@ -148,8 +148,8 @@ def _compare_brokers() -> None:
     ours, theirs = broker.broker_url(), get_settings().broker_url
     if Connection(ours).as_uri() != Connection(theirs).as_uri():
         logger.warning(
-            "this worker's broker is %s, but BROKER_URL means %s: set it to the same, for the "
-            "commands of cos-events and for processes that only record events",
+            "this worker's broker is %s, but BROKER_URL is %s: make them the same, for the "
+            "cos-events commands and for processes that only record events",
             *(mask(ours), mask(theirs)),
         )
 

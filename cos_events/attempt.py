@@ -59,7 +59,7 @@ def _refuse_commit(session: HandlersSession) -> None:
     if not session.may_commit and not session.in_nested_transaction():
         raise Unsuccessful(
             "the handler committed its session: leave that to the bus, which commits once it "
-            "returns; what may fail by itself goes within session.begin_nested()"
+            "returns; put what may fail inside session.begin_nested()"
         )
 
 
@@ -280,9 +280,9 @@ def _require_open(session: Session, begun: SessionTransaction) -> None:
     driver: Any = session.connection().connection.dbapi_connection
     status = driver.get_transaction_status()
     if status == TRANSACTION_STATUS_IDLE:
-        raise Unsuccessful("the handler ended its session's transaction, past the session")
+        raise Unsuccessful("the handler ended its session's transaction, bypassing the session")
     if status == TRANSACTION_STATUS_INERROR:
         raise Unsuccessful(
-            "the handler went on after a statement had failed: try that within "
+            "the handler carried on after a failed statement: put what may fail inside "
             "session.begin_nested()"
         )

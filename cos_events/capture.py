@@ -65,7 +65,7 @@ def watch(session: AnySession) -> AbstractContextManager[object]:
     """
     if not hasattr(session, "add"):
         kind = type(session).__name__
-        raise TypeError(f"record within a SQLAlchemy Session, not with this {kind}: {session!r}")
+        raise TypeError(f"record with a SQLAlchemy Session, not with this {kind}: {session!r}")
     recorded: _Recorded = session.info.setdefault(_KEY, _Recorded())
     if recorded.span is None:
         recorded.span = telemetry.start(names.COMMIT)

@@ -97,18 +97,18 @@ def subscriber(  # noqa: PLR0913 - what a subscription may ask for
     def declare(target: Declared) -> Declared:
         handle = _handler_of(target, batched=batch_size > 1)
         if inspect.isgeneratorfunction(handle) or inspect.isasyncgenfunction(handle):
-            raise SubscriptionError(f"{name}: the handler must not yield: nobody would run it on")
+            raise SubscriptionError(f"{name}: the handler must not yield: nobody would resume it")
         signature = inspect.signature(handle)
         wants_session = "session" in signature.parameters
         if wants_session and "AsyncSession" in str(signature.parameters["session"].annotation):
             raise SubscriptionError(
-                f"{name}: a handler's session is a plain Session, also in a coroutine"
+                f"{name}: a handler's session is a plain Session, even in a coroutine"
             )
         try:
             signature.bind(None, **({"session": None} if wants_session else {}))
         except TypeError as error:
             raise SubscriptionError(
-                f"{name}: the handler must take one message, and a session if it likes: {error}"
+                f"{name}: the handler must take one message, and optionally a session: {error}"
             ) from None
         try:
             policy = RetryPolicy.taken_from(task_options)
@@ -157,7 +157,7 @@ def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> Non
     if _origins.setdefault(made.name, origin) != origin:
         raise SubscriptionError(
             f"subscription {made.name!r} is declared twice: "
-            f"by {_origins[made.name]} and by {origin}; give one another name"
+            f"by {_origins[made.name]} and by {origin}; rename one of them"
         )
 
     def run(task: Task[Any, Any], raws: list[str]) -> None:
@@ -197,12 +197,12 @@ def _check(
         )
     if frozenset() in (declared.modules, declared.event_types):
         raise SubscriptionError(
-            f"{name} wants no event at all: leave modules and event_types out for every one"
+            f"{name} matches no event: omit modules and event_types to match all"
         )
     if not _is_number(batch_size, int) or batch_size < 1:
         raise SubscriptionError(f"{name}: batch_size must be 1 or more, not {batch_size!r}")
     if not _is_number(batch_timeout, int | float) or batch_timeout <= 0:
-        raise SubscriptionError(f"{name}: batch_timeout must be over 0, not {batch_timeout!r}")
+        raise SubscriptionError(f"{name}: batch_timeout must be more than 0, not {batch_timeout!r}")
     if order_by is not None and batch_size > 1:
         raise SubscriptionError(f"{name}: order_by goes with batch_size 1 only")
     if start_from not in ("now", "beginning") and getattr(start_from, "tzinfo", None) is None:
@@ -217,13 +217,16 @@ def _check_limits(name: str, options: dict[str, Any]) -> None:
     for option in ("time_limit", "soft_time_limit"):
         limit = options.get(option)
         if limit is not None and (not _is_number(limit, int | float) or limit <= 0):
-            raise SubscriptionError(f"{name}: {option} must be seconds, over 0, not {limit!r}")
+            raise SubscriptionError(
+                f"{name}: {option} must be a number of seconds above 0, not {limit!r}"
+            )
     given: Any = options.get("rate_limit")
     try:
         rate(given)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise SubscriptionError(
-            f"{name}: rate_limit must be a number a second, or such as '100/m', not {given!r}"
+            f"{name}: rate_limit must be a number per second, or a rate such as '100/m', not "
+            f"{given!r}"
         ) from None
 
 
@@ -258,8 +261,8 @@ def _handler_of(target: Any, *, batched: bool) -> Callable[..., Any]:
     if not issubclass(target, BaseSubscriber):
         raise SubscriptionError(f"{target.__name__} must be a BaseSubscriber, or a function")
     if not hasattr(target, method):
-        size = "1" if batched else "over 1"
-        hint = f"; its {other} is for a batch_size {size}" if hasattr(target, other) else ""
+        size = "1" if batched else "more than 1"
+        hint = f"; its {other} is for a batch_size of {size}" if hasattr(target, other) else ""
         raise SubscriptionError(
             f"{target.__name__} has no {method}(self, message{'s' * batched}){hint}"
         )

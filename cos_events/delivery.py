@@ -129,14 +129,18 @@ def _deliver_batch(
             gate.outage(subscriber, batch, error)
             return True
     except ConnectionLost as lost:
-        logger.info("%s: a batch lost PostgreSQL (%s); singly the one is known", task.name, lost)
+        logger.info(
+            "%s: a batch lost PostgreSQL (%s); its messages are tried one by one to find the cause",
+            task.name,
+            lost,
+        )
         return False
     except LedgerAway as away:
         wait_for_ledger(task, envelopes, away, retries)
         return True
     except Exception as error:  # noqa: BLE001 - whatever the handler raises
         reason = describe(error)
-        logger.info("%s: a batch failed (%s); its messages are tried singly", task.name, reason)
+        logger.info("%s: a batch failed (%s); its messages are tried one by one", task.name, reason)
         return False
     gate.called(subscriber)
     gate.ended(subscriber, batch)

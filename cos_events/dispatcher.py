@@ -155,7 +155,7 @@ class PublishTaskSender:
         """Send one publish task for these ids.
 
         Raises:
-            BroadcastError: their queue is full, since no publisher works.
+            BroadcastError: their queue is full, since no publisher is working.
             Exception: whatever the connection raises.
         """
         if self._producer is None:
@@ -192,7 +192,9 @@ class PublishTaskSender:
         depth = declared.message_count
         self._room = min(LOOK_EVERY, MAX_QUEUED - depth)
         if self._room <= 0:
-            raise BroadcastError(f"{depth:,} wake-ups wait on {queue.name}: no publisher works")
+            raise BroadcastError(
+                f"{depth:,} wake-ups wait on {queue.name}: no publisher is working"
+            )
 
 
 def _start() -> Dispatcher:

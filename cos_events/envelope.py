@@ -136,9 +136,9 @@ def _message(problem: Any) -> str:
     match problem["type"]:
         case "invalid-json-value":
             kind = type(problem["input"]).__name__
-            return f"{kind} is no JSON value: make it text, a number, a list or a dict"
+            return f"{kind} is not a JSON value: make it text, a number, a list or a dict"
         case "string_pattern_mismatch":
-            return f"is no name: {_NAME_RULE}"
+            return f"is not a valid name: {_NAME_RULE}"
         case _:
             return str(problem["msg"])
 

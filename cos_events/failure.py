@@ -71,8 +71,8 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
     event_id, text = envelope.base_log_id, one_line(describe(error))
     if first_failed_at is None:
         logger.warning(
-            "%s: event %s failed, but is delivered or dead already, by another copy or by a commit "
-            "past the session: %s%s",
+            "%s: event %s failed, but is already delivered or dead, by another copy or by a "
+            "commit that bypassed the session: %s%s",
             *(subscriber.name, event_id, text, innermost_frame(error)),
         )
         return None
@@ -113,7 +113,9 @@ def wait_for_ledger(
     Raises:
         Reject: the broker did not take the copies.
     """
-    logger.warning("%s: PostgreSQL failed, its events come again: %s", task.name, one_line(away))
+    logger.warning(
+        "%s: PostgreSQL failed, its events will be delivered again: %s", task.name, one_line(away)
+    )
     for raw in raws:
         telemetry.in_hand(raw).fail(away)
         _send_again(task, raw, LEDGER_AWAY_DELAY, retries)

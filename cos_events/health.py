@@ -13,8 +13,8 @@ from cos_events.store.engine import READ_ONLY, explained, get_watching_engine
 from cos_events.store.redelivery import ids_at_once, oldest_without_delivery
 
 STUCK_AFTER = 120.0
-"""Seconds. Older unpublished events mean that no publisher works; older undelivered ones that a
-subscription's workers do not."""
+"""Seconds. Older unpublished events mean that no publisher is working; older undelivered ones, that
+a subscription's workers are not."""
 
 
 def problems() -> tuple[str, ...]:
@@ -42,14 +42,14 @@ def _problems(connection: Connection) -> Iterator[str]:
         )
     if (cached := ids_at_once(connection)) > 1:
         yield (
-            f"each connection takes {cached} outbox ids at once, so that what the broker loses may "
-            "not be sent again: ALTER SEQUENCE cos_events.outbox_id_seq CACHE 1, and restart "
-            "what records events"
+            f"each connection takes {cached} outbox ids at once, so events that the broker loses "
+            "may not be sent again: ALTER SEQUENCE cos_events.outbox_id_seq CACHE 1, and "
+            "restart whatever records events"
         )
     for each in subscriptions.load(connection):
         lag = oldest_without_delivery(connection, each.name)
         if lag > STUCK_AFTER:
             yield (
-                f"{each.name} has not had an event that was published {rough_duration(lag)} ago: "
-                "are its workers running, do they keep up?"
+                f"{each.name} has not received an event published {rough_duration(lag)} ago: "
+                "are its workers running, and keeping up?"
             )

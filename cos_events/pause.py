@@ -53,7 +53,7 @@ def resume(name: str) -> None:
     with get_engine().begin() as connection:
         resumed = pauses.resume(connection, name)
     if resumed:
-        logger.warning("%s goes on", name)
+        logger.warning("%s has resumed", name)
     _note(name, "running")
 
 

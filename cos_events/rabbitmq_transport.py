@@ -1,20 +1,19 @@
 """Kombu's RabbitMQ transport, with less work for each message that a worker receives.
 
-Kombu's own goes once through the worker's event loop for each message, py-amqp calls the system
-fifteen times to read one, and writes a frame for each acknowledgement, which a quorum queue notes
-in its log. Here a turn of the loop reads what has arrived at once, and what is acknowledged
-together goes in one frame as far as AMQP can say it: up to the delivery below which nothing is in
-hand any more. A message whose properties nobody can read comes without them, where it would end
-each worker that gets it; and TLS looks at the server's name, not only at who signed it.
+Kombu's own goes through the worker's event loop once for each message; py-amqp makes fifteen system
+calls to read one, and writes a frame for each acknowledgement, which a quorum queue notes in its
+log. Here a turn of the loop reads all that has arrived, and what is acknowledged together goes in
+one frame as far as AMQP allows: up to the delivery below which nothing is unacknowledged. A message
+whose properties cannot be decoded arrives without them, instead of ending each worker that gets it;
+and TLS verifies the server's name, not only who signed its certificate.
 
 For any Celery application: import this module, and set `broker_transport` to one of these names.
 
 What this stands on: a channel of py-amqp numbers its deliveries from 1; Kombu's `Message.ack` and
 `reject` call its `basic_ack` and `basic_reject`; `Transport.on_readable` is called when there is
 something to read; py-amqp's transport reads from its private `_read_buffer` first, and its
-connection takes a frame by `on_inbound_frame`, which its argument `frame_handler` makes, and has
-the socket of its private `_transport` shut down by `collect`. Tests run each of them on a real
-server.
+connection takes a frame by `on_inbound_frame`, which its argument `frame_handler` makes, and
+`collect` shuts down the socket of its private `_transport`. Tests run each on a real server.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Redelivery:
             return 0
         # Noted first: a relay that dies in between leaves a delay, not a flood of copies.
         self._wire.send_to_queue(name, again)
-        logger.warning("%s: %d events had got lost and are sent again", name, len(again))
+        logger.warning("%s: %d lost events are sent again", name, len(again))
         telemetry.count(names.SENT_AGAIN, name, by=len(again))
         return len(again)
 

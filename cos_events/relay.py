@@ -88,5 +88,5 @@ def _swept(sweep: Callable[[], int], breaker: CircuitBreaker) -> int:
     except (BroadcastError, CircuitOpen, SQLAlchemyError) as error:
         logger.debug("the relay waits: %s", one_line(error))
     except Exception:  # a relay that died would leave rows waiting for good
-        logger.exception("the relay's sweep failed; it goes on")
+        logger.exception("a sweep of the relay failed; the relay carries on")
     return 0

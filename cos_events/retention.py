@@ -59,5 +59,5 @@ class Retention:
         if last is None:
             self._rests_until = self._clock() + REST
         if dropped:
-            logger.info("%d events that everybody has had were dropped", dropped)
+            logger.info("%d events that every subscription has received were dropped", dropped)
         return dropped

@@ -36,7 +36,7 @@ def _url(*schemes: str, several: bool = False) -> AfterValidator:
             else:
                 urlsplit(url).port  # noqa: B018 - it raises
         except (ArgumentError, ValueError):
-            raise ValueError("is not a URL: look at its port and at the brackets") from None
+            raise ValueError("is not a URL: check its port and brackets") from None
 
     def check(url: str) -> str:
         for each in url.split(";") if several else [url]:
@@ -89,7 +89,7 @@ def _basic_auth(value: SecretStr) -> SecretStr:
     for credentials in value.get_secret_value().split(","):
         user, _, password = credentials.partition(":")
         if not user or len(password) < 8:
-            raise ValueError("must be user:password, the password of 8 characters or more")
+            raise ValueError("must be user:password, with a password of 8 characters or more")
     return value
 
 
@@ -183,7 +183,7 @@ def get_settings() -> Settings:
         lines = [
             _explain(each) for each in problems if each["type"] != "default_factory_not_called"
         ]
-        raise ConfigurationError("wrong settings:\n  " + "\n  ".join(lines)) from None
+        raise ConfigurationError("invalid settings:\n  " + "\n  ".join(lines)) from None
 
 
 _SECRETS = {"COS_EVENTS_DEBUG_TOKEN", "FLOWER_BASIC_AUTH"}

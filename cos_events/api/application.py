@@ -65,7 +65,7 @@ async def _unavailable(_request: Request, error: Exception) -> JSONResponse:
 async def _failed(request: Request, _error: Exception) -> JSONResponse:
     # The error itself goes on to the server, which logs it.
     return JSONResponse(
-        {"detail": "an error that nobody expected; it is in the log of the API"},
+        {"detail": "an unexpected error; see the API's log"},
         status_code=500,
         headers={HEADER: request.scope.get(SCOPE_KEY, "")},
     )

@@ -31,7 +31,7 @@ async def live() -> Live:
     return Live()
 
 
-@router.get("/ready", responses={503: {"model": Ready, "description": "Events do not move."}})
+@router.get("/ready", responses={503: {"model": Ready, "description": "Events are not moving."}})
 def ready(response: Response) -> Ready:
     """Whether events move: the age of the outbox, and what each subscription still lacks."""
     problems = list(health.problems())

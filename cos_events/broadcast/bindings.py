@@ -57,7 +57,8 @@ class Bindings:
         except self._connection.channel_errors as error:
             # One exchange that somebody made otherwise must not stop all the others.
             logger.error(  # noqa: TRY400
-                "exchange %s cannot be used: %s; delete it; the relay brings its events meanwhile",
+                "exchange %s cannot be used: %s; delete it; the relay delivers its events "
+                "meanwhile",
                 *(exchange.name, one_line(error)),
             )
             return False

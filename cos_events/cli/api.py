@@ -26,11 +26,11 @@ def command(host: str | None, port: int | None) -> None:
     GET  /health/live, /health/ready   for whoever runs it
     POST /debug/test-log               write a record and see it travel
     GET  /debug/redis-health           the live feed's Redis
-    GET  /debug/messages               what passed
+    GET  /debug/messages               the newest messages of the live feed
     GET  /metrics                      for Prometheus
 
     /debug and /metrics are open on this machine in development; elsewhere only with
-    COS_EVENTS_DEBUG_TOKEN. COS_EVENTS_METRICS_LISTEN answers Prometheus on a port of its own.
+    COS_EVENTS_DEBUG_TOKEN. COS_EVENTS_METRICS_LISTEN serves Prometheus on a separate port.
     """  # noqa: D301 - the mark of click for lines that stay
     from cos_events import metrics, telemetry
     from cos_events.context import RequestIdFilter

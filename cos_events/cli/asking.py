@@ -12,7 +12,7 @@ def ask(question: str) -> None:
 
     Raises:
         click.Abort: the answer is another one.
-        click.ClickException: nobody answers, for there is no terminal.
+        click.ClickException: nobody can answer, because there is no terminal.
     """
     try:
         agreed = click.confirm(question, err=True)

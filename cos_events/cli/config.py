@@ -19,8 +19,8 @@ Value = str | float | bool | None
 def command(as_json: bool) -> None:
     """Show every setting in force, and where its value came from.
 
-    Secrets are masked. What each means: docs/configuration.md. The servers of a running
-    `cos-events up` count; for their URLs in full: `cos-events env`.
+    Secrets are masked. What each means: docs/configuration.md. If `cos-events up` is running, its
+    servers are shown; for their full URLs: `cos-events env`.
     """
     from pydantic_settings import DotEnvSettingsSource, EnvSettingsSource
 

@@ -17,7 +17,7 @@ def command() -> None:
 
 @command.command("upgrade")
 def upgrade() -> None:
-    """Create the tables, or bring them to this version. Safe to run again, and by two at once.
+    """Create the tables, or bring them to this version. Safe to run again, and twice at once.
 
     A database of a newer version stays as it is: older programs work on it.
     """
@@ -38,7 +38,7 @@ def upgrade() -> None:
 @command.command("current")
 @json_option
 def current(as_json: bool) -> None:
-    """Show which revisions the database is at, and which this version has.
+    """Show which revisions the database is at, and which ones this version has.
 
     Exits with 1 if the database lacks one.
     """
@@ -68,7 +68,7 @@ def _newer(revisions: Sequence[str]) -> str:
     from cos_events.store import migrations
 
     return (
-        f"it is at {', '.join(revisions)}, of which this version does not know "
-        f"{', '.join(migrations.unknown(revisions))}: a newer one made it, or a package with "
-        "migrations of its own is not installed here"
+        f"it is at {', '.join(revisions)}, but this version does not know "
+        f"{', '.join(migrations.unknown(revisions))}: a newer one made it, or a package with its "
+        "own migrations is not installed here"
     )

@@ -13,23 +13,24 @@ from cos_events.cli.output import json_option, print_json
 @click.command("env")
 @json_option
 def command(as_json: bool) -> None:
-    """Print the URLs of the servers, for an application that is to use those of `cos-events up`.
+    """Print the URLs of the servers of `cos-events up`, for an application that is to use them.
 
-    With their passwords, as lines for a shell: eval "$(cos-events env)". Their ports change with
-    each start of `up`: evaluate them again then.
+    They include passwords, and are lines for a shell: eval "$(cos-events env)". The ports change
+    each time `up` starts: evaluate them again then.
     """
     from cos_events import embedded
     from cos_events.cli.servers import home, urls_of
 
     if (servers := embedded.running(home())) is None:
         raise click.ClickException(
-            f"no `cos-events up` runs with its data in {home()}: "
-            "start it first, or name its folder by COS_EVENTS_HOME"
+            f"no `cos-events up` is running with its data in {home()}: "
+            "start it first, or set COS_EVENTS_HOME to its folder"
         )
     urls = urls_of(servers)
     if stale := [name for name, url in urls.items() if os.environ.get(name, url) != url]:
         click.echo(
-            f"{', '.join(stale)} of this environment named other servers than the running `up` has",
+            f"{', '.join(stale)} in this environment named other servers than those of the "
+            "running `up`",
             err=True,
         )
     if as_json:

@@ -49,12 +49,12 @@ if TYPE_CHECKING:
 @click.option(
     "--rate",
     type=click.FloatRange(1, 10_000),
-    help="Events per second.  [default: such that faults come some seconds apart]",
+    help="Events per second.  [default: chosen so that faults are some seconds apart]",
 )
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
-    help="A new folder for data and logs, which stays.  [default: a temporary one]",
+    help="A new folder for data and logs, which is kept.  [default: a temporary one]",
 )
 @json_option
 def command(  # noqa: PLR0913, PLR0917 - its options
@@ -69,18 +69,18 @@ def command(  # noqa: PLR0913, PLR0917 - its options
 ) -> None:
     """Prove that nothing is lost: break everything while events are committed, then count.
 
-    Starts private servers and workers of its own. While an application commits, it kills (-9)
-    application, publishers, subscribers and children of their pools, also at each step of an
+    Starts its own private servers and workers. While an application commits, it kills (-9)
+    application, publishers, subscribers and children of their pools, including at each step of an
     event's way; freezes, restarts, empties and cuts off Redis and the broker; restarts PostgreSQL.
-    Then it mends all of it, waits, and compares what was committed with what each subscription
+    Then it repairs everything, waits, and compares what was committed with what each subscription
     did.
 
     \b
-    missing         committed events that a subscription has not had
+    missing         committed events that a subscription has not received
     double effects  events that had two effects where exactly one is promised
 
-    The seed decides which faults come, and when, counted in committed events. Exits with 0 if
-    nothing is missing, doubled, or delivered though it was rolled back; otherwise with 1.
+    The seed decides which faults come, and after how many committed events. Exits with 0 if nothing
+    is missing or duplicated, and nothing rolled back was delivered; otherwise with 1.
     """  # noqa: D301 - the mark of click for lines that stay
     from cos_events.embedded import own_folder
     from cos_events.faults.kinds import kinds_on
@@ -181,7 +181,7 @@ def _print(report: Report, kinds: int, never: list[str]) -> None:
     click.echo(f"\ntransactions      {outcomes}")
     click.echo(
         f"longest commit    {found['longest_commit_ms']} ms (99 % within {found['commit_p99_ms']} "
-        f"ms), but for the {found['postgresql_away_seconds']} s that PostgreSQL was away"
+        f"ms), not counting the {found['postgresql_away_seconds']} s that PostgreSQL was down"
     )
     click.echo(
         f"faults            {len(report.happened):,}, {found['events_per_fault']} events a fault; "
@@ -200,4 +200,4 @@ def _print(report: Report, kinds: int, never: list[str]) -> None:
         click.echo(f"lost by PostgreSQL {report.lost_by_postgres:,}")
     click.echo(f"missing           {report.missing:,}")
     click.echo(f"double effects    {report.double_effects:,}")
-    click.echo(f"delivered though rolled back {report.undone_delivered:,}")
+    click.echo(f"rolled back but delivered {report.undone_delivered:,}")

@@ -27,9 +27,9 @@ LONGEST_ON_TERMINAL = 200
 def command(module: str | None, event_type: str | None, count: int | None, as_json: bool) -> None:
     """Print events live, as publishers broadcast them, until Ctrl-C.
 
-    One line each: when it was heard, its module, type, id and content, of which a terminal shows
-    the beginning. What is published while nobody listens is not seen here: `cos-events show` and
-    `verify` know of all. It changes nothing, and takes no subscription's event.
+    One line each: when it was heard, its module, type, id and content (on a terminal, its
+    beginning). What is published while nobody is listening is not shown: `cos-events show` and
+    `verify` know all events. It changes nothing, and takes no event from a subscription.
     """
     from cos_events.pubsub import subscribe_to_channel_sync
     from cos_events.settings import get_settings, mask

@@ -27,7 +27,7 @@ def usable_port(setting: str, host: str, port: int, option: int | None = None) -
             probe.bind((host, port))
         except OSError as error:
             raise CosEventsError(
-                f"{name}: nothing can listen on {host}:{port} ({error.strerror}); end what "
-                "does, or set another port, 0 for a free one"
+                f"{name}: cannot listen on {host}:{port} ({error.strerror}); stop what does, or "
+                "set another port (0 for a free one)"
             ) from error
         return int(probe.getsockname()[1])

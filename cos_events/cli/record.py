@@ -44,9 +44,9 @@ def command(  # noqa: PLR0913 - the options
 
     A line is an object with `event_type` (prompt_trace or event_log) and `data`, and optionally
     `occurred_at`, `request_id`, `trace_id`, `module`. A line that is refused is reported by its
-    number and kept as it came; the others are recorded all the same. Exits with 1 if any was.
+    number and kept as it is; the others are still recorded. Exits with 1 if any was refused.
 
-    With --events-only a line may have any `event_type`, and reaches whoever wants that:
+    With --events-only a line may have any `event_type`, and reaches the subscriptions that want it:
 
     \b
         echo '{"module": "shop", "event_type": "order_placed", "data": {"number": 7}}' |
@@ -65,7 +65,7 @@ def command(  # noqa: PLR0913 - the options
     # Before anything is recorded: a line that is refused could not be kept.
     if not os.access(keep if keep.exists() else keep.parent, os.W_OK):
         raise click.BadParameter(
-            f"{keep} cannot be written: where shall refused lines be kept?", param_hint="--rejects"
+            f"{keep} cannot be written: where should refused lines be kept?", param_hint="--rejects"
         )
     console = Console(stderr=True)
     size = Path(file.name).stat().st_size if Path(file.name).is_file() else None

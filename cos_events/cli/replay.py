@@ -24,7 +24,7 @@ ASK_ABOVE = 100
 @selecting
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--wait", is_flag=True, help="Wait until each is delivered or dead.")
-@click.option("-y", "--yes", is_flag=True, help=f"Do not ask, as for more than {ASK_ABOVE} events.")
+@click.option("-y", "--yes", is_flag=True, help=f"Do not ask, even above {ASK_ABOVE} events.")
 @json_option
 def command(
     *,
@@ -37,11 +37,11 @@ def command(
 ) -> None:
     """Run history again for one subscription, on purpose: its effects happen once more.
 
-    For a subscriber that has learnt something new, or lost what it had. All of the history that it
-    wants runs again, oldest first, as its queue has room: what it has had, what is dead, and what
-    was recorded before it existed. Live events go on meanwhile.
+    For a subscriber that has learnt something new, or lost its data. All of the history that it
+    wants runs again, oldest first, as its queue has room: what it has received, what is dead, and
+    what was recorded before it existed. Live events continue meanwhile.
 
-    Dead letters alone run again by `cos-events dlq replay`.
+    To run only dead letters again: `cos-events dlq replay`.
     """
     from cos_events import replay
 
@@ -62,7 +62,7 @@ def command(
         try:
             _follow(subscription, held)
         except KeyboardInterrupt:
-            click.echo(f"no longer waiting: {held:,} events run again all the same", err=True)
+            click.echo(f"no longer waiting: {held:,} events will run again anyway", err=True)
             raise SystemExit(130) from None
     what = "replayed" if wait else "run again as the queue has room"
     _say(subscription, held, what, as_json, left_out)

@@ -28,7 +28,7 @@ def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def doubt(*, event_type: str | None, module: str | None = None) -> None:
-    """Where nothing was chosen: say so if one of these names is that of no retained event."""
+    """Where nothing was chosen: say so if no retained event has one of these names."""
     from cos_events.store import outbox
     from cos_events.store.engine import explained, get_engine
 
@@ -43,4 +43,4 @@ def _doubt(kind: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
         likely = get_close_matches(name, known, 1)
         meant = f": did you mean {likely[0]!r}?" if likely else ""
-        click.echo(f"no retained event is of {kind} {name!r}{meant}", err=True)
+        click.echo(f"no retained event has {kind} {name!r}{meant}", err=True)

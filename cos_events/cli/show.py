@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cos_events.store.outcomes import Outcome, Recorded
 
 GRACE = timedelta(seconds=60)
-"""What was published longer ago, and that nobody has had, is missing; as `verify` has it."""
+"""What was published longer ago, and not received, is missing; as for `verify`."""
 
 
 @click.command("show")
@@ -42,7 +42,7 @@ def command(event: UUID, as_json: bool) -> None:
     dead        among the dead letters (see `cos-events dlq show`)
     discarded   purged by a person
     missing     published over a minute ago, not heard of since: the relay sends it again
-    not wanted  of other modules or types, or recorded before the subscription began
+    not wanted  has another module or type, or was recorded before the subscription began
     """  # noqa: D301 - the mark of click for lines that stay
     adopt_running()
     found, outcomes = _find(event)
@@ -88,7 +88,7 @@ def _find(event_id: UUID) -> tuple[Recorded, list[Outcome]]:
             dropped = retention.dropped_before(connection)
             raise click.ClickException(
                 f"no event {event_id} is recorded here"
-                + (f"; most of before {for_people(dropped)} were dropped" if dropped else "")
+                + (f"; most events before {for_people(dropped)} were dropped" if dropped else "")
             )
         became = outcomes.outcomes(connection, event_id, GRACE)
     return found, [_if_queued(each) for each in became]

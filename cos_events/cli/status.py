@@ -26,7 +26,7 @@ def command(check: bool, as_json: bool) -> None:
 
     A subscription is `live`; `holding` when its queue is at its depth (COS_EVENTS_QUEUE_DEPTH) and
     more copies wait in PostgreSQL; `paused`, and why; or `backfilling` its history. Quick on any
-    amount of history. A queue's depth is - where the broker does not answer. What stands still for
+    amount of history. A queue's depth is - if the broker does not answer. Whatever stands still for
     two minutes is a problem, as it is for /health/ready; so is a server that does not answer.
     """
     adopt_running()
@@ -56,7 +56,7 @@ def _print(status: dict[str, Any]) -> None:
     click.echo(f"kept      {kept['bytes'] / 2**20:,.1f} MiB, {since}")
     if kept["held_up_by"]:
         old = format_duration(get_settings().retain_for or 0)
-        click.echo(f"          {kept['held_up_by']} has not had all that is older than {old}")
+        click.echo(f"          {kept['held_up_by']} has not received everything older than {old}")
     print_table(
         ["subscription", "condition", "queued", "held", "retrying", "dead"],
         [

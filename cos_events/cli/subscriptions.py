@@ -19,7 +19,7 @@ BATCH_SIZE = 10_000
 
 @click.group("subscriptions")
 def command() -> None:
-    """Who wants which events: workers make subscriptions known when they start."""
+    """Who wants which events: workers register subscriptions when they start."""
 
 
 @command.command("list")
@@ -60,8 +60,8 @@ def list_(as_json: bool) -> None:
 def pause(names: tuple[str, ...], because: str | None) -> None:
     """Stop calling their handlers until they are resumed; their events wait in PostgreSQL.
 
-    One that a person has paused keeps that reason, unless another is given. Of several either all
-    are paused, or none.
+    One that a person has paused keeps that reason, unless another is given. Of several names,
+    either all are paused or none.
     """
     from cos_events.store import pauses, subscriptions
     from cos_events.store.engine import explained, get_engine
@@ -76,7 +76,9 @@ def pause(names: tuple[str, ...], because: str | None) -> None:
             pauses.pause_by_hand(connection, name, reason)
     for name, reason in reasons.items():
         how = "is paused" if earlier[name] is None else "was paused already"
-        click.echo(f"{name} {how}: {reason}; go on with `cos-events subscriptions resume {name}`")
+        click.echo(
+            f"{name} {how}: {reason}; resume it with `cos-events subscriptions resume {name}`"
+        )
 
 
 @command.command("resume")
@@ -92,7 +94,7 @@ def resume(names: tuple[str, ...]) -> None:
             subscriptions.require(connection, name)
         was_paused = {name: pauses.resume_by_hand(connection, name) for name in names}
     for name, was in was_paused.items():
-        click.echo(f"{name} goes on" if was else f"{name} was not paused")
+        click.echo(f"{name} has resumed" if was else f"{name} was not paused")
 
 
 @command.command("remove")
@@ -103,10 +105,10 @@ def resume(names: tuple[str, ...]) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
 def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
-    """End a subscription for good: its row, its queue, and all that the ledger has of it.
+    """Remove a subscription for good: its row, its queue, and everything the ledger has about it.
 
-    First take its code out of the application and stop its workers: a worker that starts makes it
-    known again, as a new one. Run it again if it was interrupted.
+    First take its code out of the application and stop its workers: a worker that starts registers
+    it again, as a new one. If this is interrupted, run it again.
     """
     from cos_events import broker
     from cos_events.errors import BrokerAway
@@ -125,8 +127,8 @@ def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
     with suppress(BrokerAway):
         for node in broker.consumers_of(name):
             click.echo(
-                f"{node} still consumes it: stop it first, or when it starts again it makes "
-                f"{name} known as a new subscription",
+                f"{node} still consumes it: stop it first, or on its next start it registers "
+                f"{name} as a new subscription",
                 err=True,
             )
     if not yes:
@@ -136,7 +138,7 @@ def remove(name: str, dead_letters: bool, yes: bool, as_json: bool) -> None:
     try:
         broker.delete_queues([name, *([dead_letter_queue_name(name)] if dead_letters else [])])
     except Exception as error:  # noqa: BLE001 - any error of any broker
-        click.echo(f"its queue is left: delete {name} on the broker ({error})", err=True)
+        click.echo(f"its queue remains: delete {name} on the broker ({error})", err=True)
     dropped = 0
     with progress_bar("dropping deliveries", None) as done:
         while batch := _drop_some(name):
@@ -157,4 +159,4 @@ def _say_removed(name: str, left: dict[str, Any], dropped: int, as_json: bool) -
     if as_json:
         print_json({"subscription": name, "undelivered": left, "deliveries_dropped": dropped})
     else:
-        click.echo(f"{name} is removed, and {dropped:,} deliveries of it")
+        click.echo(f"{name} is removed, with {dropped:,} deliveries")

@@ -28,10 +28,10 @@ from cos_events.cli.worker import app_option
 def command(broker_url: str | None, data: Path | None, app: str) -> None:
     """Run everything until Ctrl-C: servers, tables, publisher, subscribers, API and Flower.
 
-    Without a DATABASE_URL, PostgreSQL and Valkey are private ones, from wheels; their data stays
-    for the next time. Other commands in another terminal find them by themselves (with --data:
-    where COS_EVENTS_HOME names that folder), your application by `cos-events env`. The API's
-    /metrics, or COS_EVENTS_METRICS_LISTEN, shows what all of its processes count.
+    Without a DATABASE_URL, PostgreSQL and Valkey are private ones, from wheels; their data is kept
+    for the next time. Commands in another terminal find them by themselves (with --data: if
+    COS_EVENTS_HOME names that folder), your application with `cos-events env`. The API's /metrics,
+    or COS_EVENTS_METRICS_LISTEN, shows the counts of all its processes.
     """
     with suppress(KeyboardInterrupt), cleaning_up():
         # Its workers and Flower look there.
@@ -87,7 +87,7 @@ def _run(broker_url: str | None, data: Path | None) -> None:
             there = f"COS_EVENTS_HOME={folder} " if data else ""
             click.echo(
                 f"ready; try `{there}cos-events listen` and `{there}cos-events status`; "
-                "Ctrl-C ends it"
+                "Ctrl-C stops it"
             )
             while True:
                 time.sleep(1.0)
@@ -112,8 +112,8 @@ def _prepare(given: Sequence[str]) -> None:
         if not given:
             raise
         raise CosEventsError(
-            f"{str(error).rstrip('.')}; or unset {', '.join(given)} (look into .env, too): "
-            "then `up` starts servers of its own"
+            f"{str(error).rstrip('.')}; or unset {', '.join(given)} (check .env too): "
+            "then `up` starts its own servers"
         ) from error
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--all-delivered",
     is_flag=True,
-    help="Exit with 1 also if anything is held, waiting, in flight or dead.",
+    help="Also exit with 1 if anything is held, waiting, in flight or dead.",
 )
 @click.option("--heal", is_flag=True, help="Record the L1 rows that have no event.")
 @json_option
@@ -56,7 +56,7 @@ def command(  # noqa: PLR0913 - the options
     as_json: bool,
     **selected: Any,
 ) -> None:
-    """Compare what was committed with what each subscription has had.
+    """Compare what was committed with what each subscription has received.
 
     \b
     committed   events that the subscription is owed
@@ -68,12 +68,12 @@ def command(  # noqa: PLR0913 - the options
     discarded   purged by a person
     missing     published longer ago than --grace, and not heard of since
 
-    Also finds L1 rows that were written past `log_l1` (raw SQL, COPY) and have no event; --heal
+    Also finds L1 rows that were written without `log_l1` (raw SQL, COPY) and have no event; --heal
     records their events, and publishers deliver them. Looks at what is retained
-    (COS_EVENTS_RETAIN_FOR). --json adds the counts by module, and a digest over the delivered ids.
+    (COS_EVENTS_RETAIN_FOR). --json adds the counts by module, and a digest of the delivered ids.
 
-    Exits with 0 if nothing is missing and no L1 row is without an event, with 1 otherwise, with 2
-    for a wrong option. With --all-delivered what is yet to come and dead letters count, too.
+    Exits with 0 if nothing is missing and no L1 row lacks its event, otherwise with 1, or with 2
+    for a wrong option. With --all-delivered, undelivered events and dead letters count too.
     """  # noqa: D301 - the mark of click for lines that stay
     adopt_running()
     selection = Selection(**selected)

@@ -45,7 +45,7 @@ class When(click.ParamType[datetime]):
         except ValueError:
             self.fail(
                 f"{value!r} is not a point in time: use 2026-11-25T10:00:00Z, 2026-11-25, "
-                "or 90s, 15m, 2h, 7d for so long ago",
+                "or 90s, 15m, 2h, 7d for that long ago",
                 param,
                 context,
             )

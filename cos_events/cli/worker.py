@@ -36,8 +36,8 @@ _CELERY_OPTIONS = {"ignore_unknown_options": True, "help_option_names": ["-h", "
 def command() -> None:
     """Run a Celery worker of the bus, as `celery -A APP worker -Q …` does.
 
-    The Celery application is COS's own `workers`; name another by -A or COS_EVENTS_APP. Options
-    that are not listed go to Celery: --autoscale, --max-tasks-per-child, …
+    The Celery application is COS's own `workers`; name another with -A or COS_EVENTS_APP. Options
+    that are not listed are passed to Celery: --autoscale, --max-tasks-per-child, …
     """
 
 
@@ -65,7 +65,7 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="HOST:PORT",
             callback=_listen,
             expose_value=False,
-            help="Answer Prometheus on this address.",
+            help="Serve Prometheus on this address.",
         ),
         click.option(
             "-l", "--loglevel", default="INFO", show_default=True, help="As Celery's own -l."
@@ -126,7 +126,7 @@ def find_subscribers(app: str, names: Sequence[str]) -> list[Subscriber]:
     known = subscribers_of(found)
     if not known:
         raise SubscriptionError(
-            f"{app} has no subscription: declare one by @subscriber in a module that it imports"
+            f"{app} has no subscription: declare one with @subscriber in a module that it imports"
         )
     if unknown := [name for name in names if name not in known]:
         raise SubscriptionError(
@@ -161,7 +161,7 @@ def find_application(app: str) -> Celery:
     if not is_installed(found):
         raise SubscriptionError(
             f"{app} was not given to cos_events.install: write app = install(Celery(…)), "
-            "or name another application by -A or COS_EVENTS_APP"
+            "or name another application with -A or COS_EVENTS_APP"
         )
     return found
 

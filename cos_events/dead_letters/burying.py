@@ -56,7 +56,7 @@ def bury_unusable(app: Celery, subscription: str, raw: str, reason: str) -> None
     Raises:
         Reject: the broker did not take them; it keeps the original message.
     """
-    logger.error("%s: a message for the dead letters: %s", subscription, reason)
+    logger.error("%s: a message goes to the dead letters: %s", subscription, reason)
     telemetry.in_hand(raw).fail("unusable")
     try:
         _publish(app, subscription, raw, reason, {"attempts": 0})

@@ -91,8 +91,8 @@ def correct(letter: DeadLetter, data: Mapping[str, Any]) -> Envelope:
         ours = letter.subscription, letter.event_id
         if not dead_letters.correct(connection, *ours, letter.died_at, encode(corrected)):
             raise SubscriptionError(
-                "{}: {} is no dead letter any more, or somebody has corrected it "
-                "meanwhile: see `dlq show {}`".format(*ours, letter.event_id)
+                "{}: {} is no longer a dead letter, or somebody else has corrected it: "
+                "see `dlq show {}`".format(*ours, letter.event_id)
             )
     return corrected
 

@@ -60,7 +60,7 @@ def unusable_program(server: str, error: OSError) -> EmbeddedServerError:
     if error.errno in (errno.ENOENT, errno.ENOEXEC):
         return no_program(server)
     return EmbeddedServerError(
-        f"The embedded {server} cannot be run as the user meant for it ({error}): "
+        f"The embedded {server} cannot be run as its intended user ({error}): "
         f"allow that, or set the URL of a {server} of your own."
     )
 

@@ -56,7 +56,7 @@ def start_failure(name: str, folder: Path, log: Path, port: int) -> EmbeddedServ
             "stop what listens there, or choose another port."
         )
     return EmbeddedServerError(
-        f"The embedded {name} ended while it started, correct what it says or choose another "
+        f"The embedded {name} ended while starting; fix what it reports, or choose another "
         f"folder than {folder}: {telling_line(log)}"
     )
 

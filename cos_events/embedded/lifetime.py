@@ -233,8 +233,8 @@ def _claim(home: Path, owner: Owner, endings: ExitStack) -> None:
 def _require_no_owner(home: Path) -> None:
     if (other := live_owner(home)) is not None:
         raise EmbeddedServerError(
-            f"The servers in {home} belong to process {other.process.pid}, which runs: "
-            "use them, stop that process, or choose another folder."
+            f"The servers in {home} belong to process {other.process.pid}, which is running: use "
+            "them, stop that process, or choose another folder."
         )
 
 

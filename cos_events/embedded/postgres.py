@@ -125,7 +125,7 @@ class EmbeddedPostgres(Server):
         )
         if not wait_until(lambda: child.exit_code is not None, START_SECONDS):
             raise EmbeddedServerError(
-                f"PostgreSQL's initdb is not done in {self.folder} after {START_SECONDS:.0f} "
+                f"PostgreSQL's initdb has not finished in {self.folder} after {START_SECONDS:.0f} "
                 "seconds: choose a folder on a faster disk."
             )
         if child.exit_code:

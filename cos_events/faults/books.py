@@ -123,7 +123,7 @@ def whereabouts(connection: Connection) -> list[str]:
         ),
         {"names": list(SUBSCRIPTIONS)},
     )
-    return [f"{name} has not had {count:,}: {state}" for name, state, count in rows]
+    return [f"{name} has not received {count:,}: {state}" for name, state, count in rows]
 
 
 def recorded_among(connection: Connection, event_ids: list[str]) -> int:

@@ -67,7 +67,7 @@ class Report:
 
     @property
     def missing(self) -> int:
-        """Committed events that a subscription has not had, over all of them."""
+        """Committed events that a subscription has not received, over all of them."""
         return sum(each.missing for each in self.accounts)
 
     @property

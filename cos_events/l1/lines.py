@@ -119,7 +119,7 @@ def record_lines(  # noqa: PLR0913 - the options of the command
             first, _ = numbered[0]
             raise DatabaseAway(
                 f"stopped before line {first}, all earlier ones are recorded: "
-                f"{one_line(error)}; go on with --from-line {first}"
+                f"{one_line(error)}; continue with --from-line {first}"
             ) from error
         summary.recorded += len(numbered) - len(refused)
         for number, raw, why in refused:

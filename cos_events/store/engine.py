@@ -56,8 +56,8 @@ IDLE_SECONDS = 1.0
 
 
 READ_ONLY = (
-    "takes no writes: is it a standby, or default_transaction_read_only on? DATABASE_URL must name "
-    "the primary"
+    "accepts no writes: is it a standby, or is default_transaction_read_only on? DATABASE_URL "
+    "must name the primary"
 )
 """What is wrong with such a server, and what to do."""
 
@@ -114,7 +114,7 @@ def _connect_relaxed(
     except psycopg2.OperationalError as error:
         if "options" not in str(error):
             raise
-        logger.info("no commit of this process waits less for the disk: %s", one_line(error))
+        logger.info("every commit of this process waits for the disk: %s", one_line(error))
         return None
 
 
@@ -208,7 +208,7 @@ def explained() -> Iterator[None]:
     """Turn the errors that a person can mend into sentences.
 
     Raises:
-        DatabaseAway: PostgreSQL cannot be reached, refuses the user, or takes no writes; or all
+        DatabaseAway: PostgreSQL cannot be reached, refuses the user, or accepts no writes; or all
             connections of this process are in use.
         SchemaMissing: it has no cos-events tables, or old ones.
     """

@@ -102,15 +102,15 @@ def _note_change(connection: Connection, now: Subscription) -> bool:
     if known is None and is_half_removed(connection, now.name):
         # What is dropped next, or passed over as delivered, would be the new one's.
         raise SubscriptionError(
-            f"{now.name} is being removed: wait for the end of that, or run "
+            f"{now.name} is being removed: wait until that is done, or run "
             f"`cos-events subscriptions remove {now.name}` again"
         )
     before = None if known is None else (known.modules, known.event_types)
     wanted = _sorted(now.modules), _sorted(now.event_types)
     if changed := before not in (None, wanted):
         logger.warning(
-            "%s wants other events than before: modules, event types %s, were %s. If two "
-            "applications declare it, each takes the other's events away: rename one",
+            "%s now wants different events: modules, event types %s, were %s. If two "
+            "applications declare it, each takes the other's events: rename one",
             *(now.name, wanted, before),
         )
     return changed

@@ -37,8 +37,8 @@ DEAD_LETTER = SpanName("dead letter", "producer")
 """Putting an envelope onto the dead-letter queue."""
 
 OUTCOME = "cos_events.outcome"
-"""Of a commit `committed`, `rolled back` or `joined` (to a transaction outside, which decides); of
-a delivery `delivered` or `failed`; of anything else that failed, `failed`."""
+"""For a commit `committed`, `rolled back` or `joined` (to an outer transaction, which decides); for
+a delivery `delivered` or `failed`; for anything else that failed, `failed`."""
 ATTEMPT_NUMBER = "cos_events.attempt"
 """Which attempt it is, from 1."""
 RETRY_AFTER = "cos_events.retry_after"
@@ -56,16 +56,16 @@ HTTP_METHOD = "http.request.method"
 HTTP_ROUTE = "http.route"
 """The route that answered, with its placeholders."""
 HTTP_STATUS = "http.response.status_code"
-"""Of the answer; from 500 on, the request failed."""
+"""The response's; from 500 on, the request failed."""
 STATEMENT = "db.query.text"
-"""SQL with placeholders; only with `COS_EVENTS_TRACE_CONTENT`, for a handler's may hold values."""
+"""SQL with placeholders; only with `COS_EVENTS_TRACE_CONTENT`: a handler's may contain values."""
 SQLSTATE = "db.response.status_code"
 """PostgreSQL's five characters for what went wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A Prometheus metric: its name, what it is, by what it is told apart, and its help text."""
+    """A Prometheus metric: its name, kind, labels and help text."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -89,7 +89,7 @@ CHANNEL_MISSED = Metric(
     "cos_events_channel_missed_total",
     "counter",
     (),
-    "Events that went out on the broker while the live channel's Redis was away.",
+    "Events that went out on the broker while the live channel's Redis was down.",
 )
 DELIVERED = Metric(
     "cos_events_delivered_total",
@@ -113,19 +113,19 @@ UNUSABLE = Metric(
     "cos_events_unusable_total",
     "counter",
     ("subscription",),
-    "Messages that are no event of this database; they became dead letters too.",
+    "Messages that are not an event of this database; they became dead letters too.",
 )
 HELD = Metric(
     "cos_events_held_total",
     "counter",
     ("module", "subscription"),
-    "Copies that were left to wait in PostgreSQL, since the queue was full or paused.",
+    "Copies that were left to wait in PostgreSQL, because the queue was full or paused.",
 )
 SENT_AGAIN = Metric(
     "cos_events_sent_again_total",
     "counter",
     ("subscription",),
-    "Copies that the relay sent again, since their first had got lost or its worker was killed.",
+    "Copies that the relay sent again, because the first was lost or its worker was killed.",
 )
 PUBLISH_LATENCY = Metric(
     "cos_events_publish_latency_seconds",
@@ -143,7 +143,7 @@ BREAKER_OPEN = Metric(
     "cos_events_breaker_open",
     "gauge",
     ("breaker",),
-    "1 while calls to a server that failed are not made.",
+    "1 while a server that failed is not called.",
 )
 BREAKER_OPENED = Metric(
     "cos_events_breaker_opened_total",
@@ -179,19 +179,19 @@ LAG = Metric(
     "cos_events_lag_events",
     "gauge",
     ("subscription",),
-    "Committed events that it is still to have; dead letters are not counted.",
+    "Committed events that it has yet to receive; dead letters are not counted.",
 )
 LAG_SECONDS = Metric(
     "cos_events_lag_seconds",
     "gauge",
     ("subscription",),
-    "Age of the oldest event that it is still to have; 0 if there is none.",
+    "Age of the oldest event that it has yet to receive; 0 if there is none.",
 )
 PAUSED = Metric(
     "cos_events_paused",
     "gauge",
     ("subscription",),
-    "1 while its handler is not called, by a person or since what it needs is away.",
+    "1 while its handler is not called: a person paused it, or what it needs is down.",
 )
 HOLDING = Metric(
     "cos_events_holding",
@@ -203,7 +203,7 @@ QUEUE_DEPTH = Metric(
     "cos_events_queue_depth",
     "gauge",
     ("queue",),
-    "Messages that wait on the broker, those in workers' hands not counted.",
+    "Messages that wait on the broker, not counting those that workers hold.",
 )
 
 METRICS = tuple(each for each in dict(globals()).values() if isinstance(each, Metric))
@@ -211,37 +211,37 @@ METRICS = tuple(each for each in dict(globals()).values() if isinstance(each, Me
 
 LOGGERS = {
     "cos_events.app": "a worker on another broker than BROKER_URL names",
-    "cos_events.broadcast.bindings": "a queue on RabbitMQ that somebody made otherwise",
-    "cos_events.broadcast.redis": "a queue's key on Redis that somebody uses otherwise",
+    "cos_events.broadcast.bindings": "a queue on RabbitMQ that somebody declared differently",
+    "cos_events.broadcast.redis": "a queue's key on Redis that somebody uses for something else",
     "cos_events.capture": "committed events whose wake-up failed, left to the relay",
     "cos_events.circuit_breaker": "each outage of a server, when it begins and when it ends",
     "cos_events.dead_letters.burying": "messages that nobody can deliver, and why",
     "cos_events.dead_letters.on_broker": "copies that may have stayed on a dead-letter queue",
-    "cos_events.consumer": "messages dropped unread: no wake-ups, or none of Celery's gossip",
-    "cos_events.delivery": "a batch whose messages are tried singly, since it failed",
+    "cos_events.consumer": "messages dropped unread: not wake-ups, or not Celery's gossip",
+    "cos_events.delivery": "a batch that failed, whose messages are tried one by one",
     "cos_events.dispatcher": "wake-ups that were not sent",
     "cos_events.embedded.lifetime": "private servers that others had left behind",
-    "cos_events.failure": "attempts that failed, dead letters; what waits as PostgreSQL is away",
+    "cos_events.failure": "attempts that failed, dead letters; what waits while PostgreSQL is down",
     "cos_events.feeder": "a subscription whose copies go to its queue again",
-    "cos_events.retention": "events that everybody has had are dropped",
+    "cos_events.retention": "events that every subscription has received are dropped",
     "cos_events.metrics": "that PostgreSQL could not be read for a scrape",
     "cos_events.next_turn": "a task that could not be run: a bug of ours",
     "cos_events.ordering": "events that cannot be put in order",
-    "cos_events.pause": "a subscription that pauses, and that goes on",
+    "cos_events.pause": "a subscription that pauses, and one that resumes",
     "cos_events.publisher": "a queue that is full; a batch that waits",
-    "cos_events.pubsub.messages": "bytes on a channel that are no message",
-    "cos_events.pubsub.subscribe": "what a listener may have missed while Redis was away",
-    "cos_events.redelivery": "events that had got lost and are sent again",
-    "cos_events.redis_transport": "bytes on a fanout exchange that are no message of Kombu's",
+    "cos_events.pubsub.messages": "bytes on a channel that are not a message",
+    "cos_events.pubsub.subscribe": "what a listener may have missed while Redis was down",
+    "cos_events.redelivery": "events that were lost and are sent again",
+    "cos_events.redis_transport": "bytes on a fanout exchange that are not a message of Kombu's",
     "cos_events.relay": "a sweep that failed",
     "cos_events.store.engine": "a pooler through which each commit waits for the disk",
-    "cos_events.store.subscriptions": "a subscription that wants other events than before",
+    "cos_events.store.subscriptions": "a subscription that now wants different events",
     "cos_events.telemetry.counters": "a metric that cannot be counted",
 }
-"""Each module that logs, and of what."""
+"""Each module that logs, and what it logs."""
 
 BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0),
 )
-"""Of the latency histograms, in seconds: from a quiet loopback to a broker that was away."""
+"""Of the latency histograms, in seconds: from a quiet loopback to a broker that was down."""

@@ -176,16 +176,19 @@ def test_a_bad_run_says_what_it_found_keeps_its_logs_and_ends_with_1(
 ) -> None:
     missing = Books("at_least_once", False, 10, 8, 2, 0, 1)
     report = a_report(
-        accounts=[missing], dead=1, lost_by_postgres=1, unsettled=["at_least_once has not had 2"]
+        accounts=[missing],
+        dead=1,
+        lost_by_postgres=1,
+        unsettled=["at_least_once has not received 2"],
     )
     code, output, folder = told(report)
     assert code == 1
     for sentence in (
-        "not settled at_least_once has not had 2",
+        "not settled at_least_once has not received 2",
         "dead letters 1",
         "lost by PostgreSQL 1",
         "missing 2",
-        "delivered though rolled back 1",
+        "rolled back but delivered 1",
         f"data and logs stay in {folder}",
     ):
         assert sentence in output

@@ -106,8 +106,8 @@ def test_the_books_tell_what_is_missing_doubled_and_undone(tables: Engine) -> No
     assert not report.ok
     with tables.connect() as connection:
         assert books.whereabouts(connection) == [
-            "at_least_once has not had 1: not published",
-            "exactly_once has not had 1: not published",
+            "at_least_once has not received 1: not published",
+            "exactly_once has not received 1: not published",
         ]
         assert (
             books.recorded_among(connection, [str(had.base_log_id), str(undone.base_log_id)]) == 1

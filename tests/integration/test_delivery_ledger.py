@@ -96,11 +96,11 @@ def commit_and_fail(session: Session) -> None:
 @pytest.mark.parametrize(
     ("handle", "sentence"),
     [
-        (swallow, "went on after a statement had failed"),
+        (swallow, "carried on after a failed statement"),
         (lambda session: session.rollback(), "ended its session's transaction"),
         (lambda session: session.commit(), "committed its session"),
         (commit_and_fail, "committed its session"),
-        (lambda session: driver_of(session).rollback(), "past the session"),
+        (lambda session: driver_of(session).rollback(), "bypassing the session"),
     ],
     ids=[
         *("an error is swallowed", "it rolls back", "it commits", "it commits and fails"),
@@ -129,7 +129,7 @@ def test_a_failure_after_a_commit_past_the_session_is_said(
     name, raw = bus.declare(handler), bus.record()
     bus.run(name, raw)
     assert bus.state(name, raw) == "delivered"
-    assert "failed, but is delivered or dead already, by another copy or by a commit" in caplog.text
+    assert "failed, but is already delivered or dead, by another copy or by a commit" in caplog.text
 
 
 @pytest.mark.parametrize("statement", ["SELECT 1", "SELECT 1 / 0"])

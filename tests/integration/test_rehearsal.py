@@ -54,7 +54,7 @@ def swallow(session: Session) -> None:
         (work, "delivered"),
         (work_and(lambda session: session.commit()), "Unsuccessful: the handler committed"),
         (work_and(lambda session: session.rollback()), "Unsuccessful: the handler ended"),
-        (work_and(swallow), "Unsuccessful: the handler went on after"),
+        (work_and(swallow), "Unsuccessful: the handler carried on after"),
         (work_and(work), "IntegrityError: "),
     ],
     ids=[

@@ -43,7 +43,7 @@ def fill(send: PublishTaskSender) -> str:
 
 
 def test_wake_ups_that_nobody_takes_stay_at_their_bound(queue: str) -> None:
-    assert fill(PublishTaskSender()).endswith("no publisher works")
+    assert fill(PublishTaskSender()).endswith("no publisher is working")
     depths = broker.queue_depths([queue])
     assert depths is not None
     # RabbitMQ counts what it has not yet been sent a moment later.

@@ -63,7 +63,10 @@ def test_a_worker_that_accepts_json_starts(start: Callable[..., str], accepted: 
 
 def test_a_misspelt_queue_is_named_with_what_is_meant(start: Callable[..., str]) -> None:
     said = start(URL, ["cos_events.publsh", "reports"])
-    assert "a queue 'cos_events.publsh' that nobody has declared: is 'cos_events.publish'" in said
+    assert (
+        "a queue 'cos_events.publsh' that nobody has declared: did you mean 'cos_events.publish'"
+        in said
+    )
     assert "reports" not in said
 
 
@@ -74,12 +77,14 @@ def test_a_worker_without_a_subscriptions_handler_does_not_take_its_events(
         subscriptions.register(connection, [Subscription("mailer")])
     with pytest.raises(SystemExit, match="cos-events: mailer is a subscription whose handler"):
         start(URL, [PUBLISH_QUEUE, "mailer"])
-    assert "a queue 'mailr' that nobody has declared: is 'mailer' meant?" in start(URL, ["mailr"])
+    assert "a queue 'mailr' that nobody has declared: did you mean 'mailer'?" in start(
+        URL, ["mailr"]
+    )
 
 
 def test_another_broker_than_the_commands_look_for_is_named_without_its_password(
     start: Callable[..., str],
 ) -> None:
     said = start(URL.replace("6390", "6391"), [PUBLISH_QUEUE])
-    assert "127.0.0.1:6391/0, but BROKER_URL means redis://:***@127.0.0.1:6390/0" in said
+    assert "127.0.0.1:6391/0, but BROKER_URL is redis://:***@127.0.0.1:6390/0" in said
     assert "pa55word" not in said

@@ -77,10 +77,10 @@ def test_nothing_can_be_published_on_a_pattern() -> None:
 @pytest.mark.parametrize(
     ("message", "reason"),
     [
-        ({"a": {"b": [datetime.now(UTC)]}}, "message.a.b.0: datetime is no JSON value"),
-        ({"a": {1, 2}}, "message.a: set is no JSON value"),
-        ({"a": b"bytes"}, "message.a: bytes is no JSON value"),
-        (object(), "message.value: object is no JSON value"),
+        ({"a": {"b": [datetime.now(UTC)]}}, "message.a.b.0: datetime is not a JSON value"),
+        ({"a": {1, 2}}, "message.a: set is not a JSON value"),
+        ({"a": b"bytes"}, "message.a: bytes is not a JSON value"),
+        (object(), "message.value: object is not a JSON value"),
         ({1: "a number for a key"}, "message"),
         ({"a": float("nan")}, "message.a: Input should be a finite number"),
         ([float("inf")], "message.value.0: Input should be a finite number"),

@@ -118,7 +118,7 @@ def test_all_wrong_values_are_named_at_once_and_secrets_are_masked(settings) -> 
             COS_EVENTS_METRICS_LISTEN="127.0.0.1:65536",
         )
     lines = str(refused.value).splitlines()
-    assert lines[0] == "wrong settings:"
+    assert lines[0] == "invalid settings:"
     assert sorted(line.strip().partition("=")[0] for line in lines[1:]) == [
         "BROKER_URL",
         "COS_EVENTS_ENVIRONMENT",

@@ -16,7 +16,7 @@ from cos_events.cli.servers import available, described, own
 @click.option(
     "--here",
     is_flag=True,
-    help="On the servers of DATABASE_URL and REDIS_URL instead; what it commits stays there.",
+    help="Use the servers of DATABASE_URL and REDIS_URL; what it commits stays there.",
 )
 @click.option(
     "--input",
@@ -32,7 +32,7 @@ from cos_events.cli.servers import available, described, own
     help="How many events to commit.",
 )
 def command(broker_url: str | None, here: bool, source: Path | None, events: int) -> None:
-    """Watch events travel from commit to every subscriber, on servers of its own.
+    """Watch events travel from commit to every subscriber, on private servers.
 
     Starts a private PostgreSQL and Valkey from wheels (no Docker, no root), COS's workers and
     another application's; commits events; shows both wires, a retry, a dead letter and its replay;

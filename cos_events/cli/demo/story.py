@@ -84,7 +84,7 @@ class Story:
         with Session(get_engine()) as session:
             log_line(session, _made_up(0))
             session.rollback()
-        self._say("rollback", "one event recorded and rolled back: nobody hears of it")
+        self._say("rollback", "one event recorded and rolled back: nobody sees it")
         with Session(get_engine()) as session:
             ids = [log_line(session, line) for line in islice(self._lines, 3)]
             trouble("mail_server_restarts").write_text(str(ids[1]))
@@ -117,7 +117,7 @@ class Story:
         trouble("archive_is_broken").unlink()
         replayed = replay(Filter("archive"))
         self._until_state("archive", self._rejected, "delivered")
-        self._say("replay", f"archive is mended; {len(replayed)} replayed and delivered")
+        self._say("replay", f"archive is fixed; {len(replayed)} replayed and delivered")
 
     def _the_rest(self) -> None:
         started = time.monotonic()
@@ -126,7 +126,7 @@ class Story:
         seconds = time.monotonic() - started
         self._committed += summary.recorded
         if summary.refused:
-            self._say("refused", f"{summary.refused:,} lines are no L1 records")
+            self._say("refused", f"{summary.refused:,} lines are not L1 records")
         if summary.recorded:
             rate = summary.recorded / seconds
             self._say("commit", f"{summary.recorded:,} more, ten a transaction: {rate:,.0f}/s")

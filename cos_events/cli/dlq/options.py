@@ -58,5 +58,5 @@ def refuse_filters(**given: Any) -> None:
     """
     if any(given.values()):
         raise click.UsageError(
-            "--unusable is of all messages that are no events: it takes no filter"
+            "--unusable covers all messages that are not events: it takes no filter"
         )

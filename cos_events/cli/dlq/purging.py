@@ -29,7 +29,7 @@ def purge(
 ) -> None:
     """Drop dead letters: they never run again.
 
-    The ledger keeps that they were discarded, and `verify` counts them so.
+    The ledger records them as discarded, and `verify` counts them as such.
     """
     from cos_events.dead_letters import on_broker, replaying
     from cos_events.dead_letters.finding import require

@@ -44,11 +44,11 @@ def replay(  # noqa: PLR0913 - the options
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Let dead letters run again, as on the first day.
+    """Run dead letters again, from their first attempt.
 
-    They follow as the subscription's queue has room, also if the broker is away now or has lost its
+    They follow as the subscription's queue has room, even if the broker is down or has lost its
     queues. --dry-run runs today's handler for each in a transaction that is rolled back, and says
-    how each would end; it exits with 1 if one would fail. --edit lets a corrected payload through;
+    how each would end; it exits with 1 if any would fail. --edit runs it with a corrected payload;
     the outbox keeps what was recorded.
     """
     from cos_events.dead_letters import replaying

@@ -78,7 +78,7 @@ def test_a_subscription_that_gets_nothing_is_not(
     add_old(published=True)
     answer = connect().get("/health/ready")
     assert answer.status_code == 503
-    assert "mailer has not had an event" in answer.json()["problems"][0]
+    assert "mailer has not received an event" in answer.json()["problems"][0]
     with database.begin() as connection:
         connection.execute(update(SubscriptionRow).values(settled_through=10**6))
     assert connect().get("/health/ready").status_code == 200
@@ -144,7 +144,7 @@ def test_a_database_that_takes_no_writes_is_a_problem(connect: Connect, database
     answer = connect().get("/health/ready")
     assert answer.status_code == 503
     (problem,) = answer.json()["problems"]
-    assert problem.startswith("PostgreSQL takes no writes: is it a standby")
+    assert problem.startswith("PostgreSQL accepts no writes: is it a standby")
 
 
 def test_tables_of_an_older_version_are_a_problem(connect: Connect, database: Engine) -> None:

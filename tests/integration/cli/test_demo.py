@@ -106,7 +106,7 @@ def test_on_rabbitmq_the_demo_takes_lines_from_a_file_and_leaves_no_queue(
     code, out, err = story("--input", source, "--events", 100, "--broker-url", empty_rabbitmq_url)
     assert code == 0, out + err
     assert told(out) == [*CHAPTERS[:-4], "refused", *CHAPTERS[-4:]]
-    assert "1 lines are no L1 records" in out
+    assert "1 lines are not L1 records" in out
     assert "amqp://guest:***@" in out
     assert books(out) == all_delivered(12)
     assert out.endswith("\nmissing 0\n")

@@ -260,7 +260,7 @@ def test_of_two_people_who_correct_one_letter_the_second_is_told(
     (found,) = find(Filter("mailer", [event]))
     (found_by_another,) = find(Filter("mailer", [event]))
     replaying.correct(found_by_another, {"message": "first"})
-    with pytest.raises(SubscriptionError, match=f"corrected it meanwhile: see `dlq show {event}`"):
+    with pytest.raises(SubscriptionError, match=f"else has corrected it: see `dlq show {event}`"):
         replaying.correct(found, {"message": "second"})
     assert json.loads(dead_letter())[0]["correction"]["data"] == {"message": "first"}
 

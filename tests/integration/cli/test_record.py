@@ -260,7 +260,7 @@ def test_a_connection_that_dies_midway_leaves_a_line_to_go_on_from(
     result = cli("record", file, "--batch", 3)
     said = sentence(result)
     assert "stopped before line 7" in said
-    assert said.endswith("go on with --from-line 7")
+    assert said.endswith("continue with --from-line 7")
     assert recorded() == numbers(1, 2, 4, 5, 6)
     kept = file.with_name("lines.jsonl.bad.jsonl")
     assert kept.read_bytes() == b"bad\n"

@@ -97,13 +97,13 @@ def test_it_is_narrowed_by_time_type_and_module(
 @pytest.mark.parametrize("command", ["replay mailer", "verify", "dlq replay mailer"])
 def test_a_type_of_no_event_is_doubted(command: str, history: list[UUID], cli: Cli) -> None:
     result = cli(*command.split(), "--event-type", "order_plaaced", "--json")
-    said = "no retained event is of type 'order_plaaced': did you mean 'order_placed'?\n"
+    said = "no retained event has type 'order_plaaced': did you mean 'order_placed'?\n"
     assert (result.exit_code, result.stderr) == (0, said)
     assert cli(*command.split(), "--event-type", "order_placed", "--json").stderr == ""
 
 
 def test_a_module_of_no_event_is_doubted(history: list[UUID], cli: Cli) -> None:
-    assert cli("verify", "--module", "nope").stderr == "no retained event is of module 'nope'\n"
+    assert cli("verify", "--module", "nope").stderr == "no retained event has module 'nope'\n"
 
 
 def test_what_never_had_a_delivery_row_runs_too(

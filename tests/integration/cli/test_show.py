@@ -194,7 +194,7 @@ def test_an_event_that_is_not_there_says_whether_some_were_dropped(
         when = datetime(2026, 11, 25, tzinfo=UTC)
         session.execute(update(RetentionRow).values(dropped_before=when))
     assert sentence(cli("show", event_id)).endswith(
-        "most of before 2026-11-25 00:00:00Z were dropped"
+        "most events before 2026-11-25 00:00:00Z were dropped"
     )
 
 

@@ -52,12 +52,12 @@ def test_a_pause_by_hand_stays_until_it_is_resumed(
 ) -> None:
     subscribe("mailer")
     result = cli("subscriptions", "pause", "mailer", "--because", "the office moves")
-    assert result.output.startswith("mailer is paused: the office moves; go on with")
+    assert result.output.startswith("mailer is paused: the office moves; resume it with")
     pause.forget()
     assert pause.state("mailer") == "paused"
     (row,) = json.loads(cli("status", "--json").output)["subscriptions"]
     assert row["condition"] == "paused: the office moves"
-    assert cli("subscriptions", "resume", "mailer").output == "mailer goes on\n"
+    assert cli("subscriptions", "resume", "mailer").output == "mailer has resumed\n"
     assert cli("subscriptions", "resume", "mailer").output == "mailer was not paused\n"
     pause.forget()
     assert pause.state("mailer") == "running"
@@ -100,7 +100,7 @@ def test_several_are_paused_and_resumed_together_or_none(
     cli("subscriptions", "pause", "archive")
     assert conditions() == ["paused: a move"] * 2
     resumed = cli("subscriptions", "resume", "mailer", "archive").output
-    assert resumed.splitlines() == ["mailer goes on", "archive goes on"]
+    assert resumed.splitlines() == ["mailer has resumed", "archive has resumed"]
     assert conditions() == ["live", "live"]
 
 
@@ -178,7 +178,7 @@ def test_with_the_broker_away_it_says_which_queue_is_left(
     environment(BROKER_URL="redis://127.0.0.1:1/0")
     result = cli("subscriptions", "remove", "mailer", "--yes")
     assert result.exit_code == 0
-    assert "its queue is left: delete mailer on the broker" in result.output
+    assert "its queue remains: delete mailer on the broker" in result.output
     assert names(database) == []
 
 

@@ -84,7 +84,7 @@ def test_up_names_the_setting_of_a_port_in_use_and_starts_nothing(
         port = str(taken.getsockname()[1])
         ended = run_program("up", **here | {setting: port})
     assert ended.returncode == 1
-    assert f"{setting}: nothing can listen on 127.0.0.1:{port}" in ended.stderr
+    assert f"{setting}: cannot listen on 127.0.0.1:{port}" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
 
@@ -105,7 +105,7 @@ def test_a_server_alone_says_the_same_of_a_port_in_use(
         environment(FLOWER_BASIC_AUTH="watcher:long enough", **{setting: port})
         for options, name in (((), setting), (("--port", port), "--port")):
             said = sentence(cli(command, *options))
-            assert said.startswith(f"{name}: nothing can listen on 127.0.0.1:{port}")
+            assert said.startswith(f"{name}: cannot listen on 127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("given", [{}, SOMEBODYS], ids=["alone", "with URLs"])
@@ -119,7 +119,7 @@ def test_a_second_up_names_the_process_that_has_the_folder_and_not_its_ports(
         unset = tuple(name for name in here["unset"] if name not in given)
         ended = run_program("up", **here | given | {"COS_EVENTS_API_PORT": port, "unset": unset})
     assert ended.returncode == 1
-    assert f"belong to process {os.getpid()}, which runs" in ended.stderr
+    assert f"belong to process {os.getpid()}, which is running" in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_up_says_which_variables_name_a_server_that_is_away(
     ended = run_program("up", **here | {name: url, "unset": unset})
     assert ended.returncode == 1
     assert f"{url.partition('://')[2]} cannot be used: " in ended.stderr
-    assert f"or unset {named} (look into .env, too)" in ended.stderr
+    assert f"or unset {named} (check .env too)" in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["valkey", "postgres"])
@@ -167,13 +167,13 @@ def test_env_speaks_of_the_running_up_whatever_the_environment_holds(
     stale = {"DATABASE_URL": "postgresql://127.0.0.1:1/before", "REDIS_URL": urls["REDIS_URL"]}
     ended = run_program("env", "--json", **here | stale | {"unset": ("BROKER_URL",)})
     assert (ended.returncode, json.loads(ended.stdout)) == (0, urls)
-    assert ended.stderr.startswith("DATABASE_URL of this environment named other servers")
+    assert ended.stderr.startswith("DATABASE_URL in this environment named other servers")
 
 
 def test_env_without_servers_says_what_to_do(run_program: RunProgram, here: dict[str, Any]) -> None:
     ended = run_program("env", **here)
     assert ended.returncode == 1
-    assert "no `cos-events up` runs" in ended.stderr
+    assert "no `cos-events up` is running" in ended.stderr
 
 
 def test_up_runs_the_subscribers_of_another_application(

@@ -81,7 +81,7 @@ def test_an_application_without_any_subscription_is_a_sentence(
     (tmp_path / "none_at_all.py").write_text(made)
     done = run_program("worker", "subscriber", "-A", "none_at_all", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: none_at_all has no subscription: declare one by")
+    assert done.stderr.startswith("Error: none_at_all has no subscription: declare one with")
 
 
 @pytest.mark.parametrize("app", ["no_such_app", "json", "json:dumps", "cos_events.nothing"])
