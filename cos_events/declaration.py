@@ -1,4 +1,4 @@
-"""How an application says what it does with events: `@subscriber`, on a function or a class."""
+"""How an application declares what it does with events: `@subscriber`, on a function or a class."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Declared = TypeVar("Declared", bound="Callable[..., Any] | type[BaseSubscriber]"
 
 
 class BaseSubscriber:
-    """Class form of a subscriber: one instance a process handles its messages.
+    """Class form of a subscriber: one instance per process handles its messages.
 
-    Declare it with `@subscriber("name", …)`, and give it `process_message(self, message)`, or with
-    `batch_size` `process_batch(self, messages)`; either may ask for the `session` too, and may be a
+    Declare it with `@subscriber("name", …)`, and give it `process_message(self, message)`, or, with
+    `batch_size`, `process_batch(self, messages)`; either may also take a `session`, and may be a
     coroutine. Returning False, or raising, is a failure; anything else is success.
     """
 
@@ -70,17 +70,18 @@ def subscriber(  # noqa: PLR0913 - what a subscription may ask for
         name: of the subscription, its durable queue and its Celery task.
         modules: the source modules that it wants; all by default.
         event_types: the event types that it wants; all by default.
-        batch_size: over 1, the handler is called with a list of up to so many messages; if that
-            call fails, each message of it is tried by itself.
+        batch_size: above 1, the handler is called with a list of up to that many messages; if that
+            call fails, each of its messages is tried by itself.
         batch_timeout: seconds that the first message of a batch waits for more.
         pause_on: errors that mean that the handler's own database or server is down. They use up no
             attempt: the subscription is paused, and one event probes after 1, 2, 4 … 300 seconds.
-        order_by: events of one key are handled one after another, in the order in which they were
-            recorded; other keys in parallel; a failing key holds up only itself, until it is
-            delivered or a dead letter. A field such as `request_id` or `data.customer`, or a
-            function of the envelope. Not with `batch_size`.
-        start_from: of a new subscription: `now`, `beginning` (all history that is kept), or an
-            aware `datetime`. History is delivered first to last while live events arrive.
+        order_by: events with the same key are handled one after another, in the order in which
+            they were recorded; other keys in parallel; a failing key holds up only itself, until
+            its event is delivered or a dead letter. A field such as `request_id` or
+            `data.customer`, or a function of the envelope. Not with `batch_size`.
+        start_from: where a new subscription starts: `now`, `beginning` (all the history that is
+            kept), or an aware `datetime`. History is delivered first to last while live events
+            arrive.
         **task_options: any option of a Celery task: those of `RetryPolicy` (`autoretry_for`,
             `max_retries`, `retry_backoff`, …), `rate_limit`, `time_limit`, `soft_time_limit`, …
 
@@ -140,7 +141,7 @@ _OWN_OPTIONS = {
     *("ignore_result", "expires", "queue", "exchange", "routing_key", "serializer"),
     *("acks_on_failure_or_timeout", "throws"),
 }
-"""Task options on which the promise rests: an event may not expire, or be acknowledged early."""
+"""Task options that the promise depends on: an event may not expire, or be acknowledged early."""
 
 
 def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ class BrokerAway(BroadcastError):
 
 
 class SubscriptionError(CosEventsError):
-    """A subscription is declared wrongly, or one was named that does not exist."""
+    """A subscription is declared incorrectly, or one was named that does not exist."""
 
 
 class EmbeddedServerError(CosEventsError):
@@ -57,9 +57,9 @@ class Unsuccessful(CosEventsError):
 
 
 class DeliveryFailed(CosEventsError):
-    """What Celery hears of an attempt that failed, for its log, its signals and Flower.
+    """What Celery is told about a failed attempt, for its log, its signals and Flower.
 
-    Its text says what the ledger says; the handler's own error may quote values of the database.
+    Its text says what the ledger says; the handler's own error may quote values from the database.
     """
 
 

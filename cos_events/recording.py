@@ -32,7 +32,7 @@ def make_envelope(  # noqa: PLR0913 - the seven fields of the envelope
     trace_id: str | None = None,
     request_id: str | None = None,
 ) -> Envelope:
-    """A complete envelope, with what was left out filled in; see `record_event`.
+    """A complete envelope, with defaults for what was left out; see `record_event`.
 
     Raises:
         InvalidPayload: names the field and what is wrong with it.
@@ -62,7 +62,7 @@ def _current_trace_id() -> str:
 
 
 def check_content(data: object) -> None:
-    """Refuse what is no mapping.
+    """Refuse what is not a mapping.
 
     Raises:
         InvalidPayload: says what it is.
@@ -73,7 +73,7 @@ def check_content(data: object) -> None:
 
 
 def encode(envelope: Envelope) -> str:
-    """The envelope's JSON, once it is certain that PostgreSQL and every subscriber can take it.
+    """The envelope's JSON, once checked that PostgreSQL and every subscriber can take it.
 
     Raises:
         InvalidPayload: too large, or holds what JSON or PostgreSQL cannot; names the field.
@@ -146,7 +146,7 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
     Writes one row when the session flushes; neither flushes nor commits.
 
     Args:
-        session: any SQLAlchemy session on the bus's database, also an AsyncSession.
+        session: any SQLAlchemy session on the bus's database, even an AsyncSession.
         event_type: what happened, a lower-case name such as `event_log`.
         data: the content: JSON values under string keys.
         base_log_id: the event's identity; a new time-ordered UUID by default.
@@ -154,7 +154,7 @@ def record_event(  # noqa: PLR0913 - the fields of the envelope
         timestamp: when it happened, aware; now by default.
         trace_id: the trace that it belongs to; by default the current one, or that of the event
             whose handler runs, or a new one.
-        request_id: the request that caused it; by default that of the API's request at hand, or of
+        request_id: the request that caused it; by default that of the current API request, or of
             the event whose handler runs.
 
     Returns:

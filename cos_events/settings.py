@@ -100,7 +100,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
 class Settings(BaseSettings):
-    """What is in force; each field is a variable of the environment: its alias, or its own name."""
+    """The settings in force; each field is an environment variable: its alias, or its own name."""
 
     model_config = SettingsConfigDict(
         env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     )
     """Which kind of deployment this is: in production, `/debug` is closed without a token."""
     module: Name = Field(default="cc", alias="COS_EVENTS_MODULE")
-    """The source module of what this process records."""
+    """The source module of the events that this process records."""
     max_payload_bytes: int = Field(
         default=262_144, ge=1_024, le=16_777_216, alias="COS_EVENTS_MAX_PAYLOAD_BYTES"
     )
@@ -128,16 +128,17 @@ class Settings(BaseSettings):
     relay_interval: Seconds = Field(default=1.0, alias="COS_EVENTS_RELAY_INTERVAL")
     """Seconds between two sweeps of a publisher for rows whose wake-up was lost."""
     redeliver_after: Seconds = Field(default=60.0, alias="COS_EVENTS_REDELIVER_AFTER")
-    """Seconds after which a published event is sent again to a subscription that has not had it; to
-    be longer than a handler takes for everything that its process has in hand."""
+    """Seconds after which a published event is sent again to a subscription that has not received
+    it; must be longer than a handler takes for all the messages its process has prefetched."""
     queue_depth: int = Field(default=10_000, ge=1_000, le=1_000_000, alias="COS_EVENTS_QUEUE_DEPTH")
     """The most messages that wait in a subscription's queue; more wait in PostgreSQL."""
     retain_for: Retained = Field(default="7d", validate_default=True, alias="COS_EVENTS_RETAIN_FOR")
-    """Seconds after which an event that everybody has had is dropped; None to keep all."""
+    """Seconds after which an event that every subscription has received is dropped; None to keep
+    all."""
     trace_content: bool = Field(default=False, alias="COS_EVENTS_TRACE_CONTENT")
-    """Whether spans hold envelopes, error texts and SQL, and with them what a prompt said."""
+    """Whether spans hold envelopes, error texts and SQL, and with them the text of prompts."""
     metrics_listen: Listen | None = Field(default=None, alias="COS_EVENTS_METRICS_LISTEN")
-    """Where a worker, and the API, answer Prometheus, as `host:port`; nowhere by default."""
+    """Where a worker, and the API, serve Prometheus, as `host:port`; nowhere by default."""
     wire_timeout: Seconds = Field(default=2.0, alias="COS_EVENTS_WIRE_TIMEOUT")
     """Seconds after which a frozen Redis or RabbitMQ counts as down."""
     api_host: str = Field(default="127.0.0.1", alias="COS_EVENTS_API_HOST")
@@ -163,9 +164,9 @@ class Settings(BaseSettings):
     redis_retry_on_timeout: bool = True
     """Whether it tries a command that timed out once more."""
     redis_decode_responses: bool = True
-    """Whether it answers with text instead of bytes."""
+    """Whether it returns text instead of bytes."""
     redis_health_check_interval: float = Field(default=30.0, ge=0, le=3600)
-    """Seconds that a connection may idle before it is tried before its next use; 0: never."""
+    """Seconds of silence after which a connection is checked before its next use; 0: never."""
 
 
 @cache

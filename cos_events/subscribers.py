@@ -20,13 +20,13 @@ class Subscriber:
 
     Attributes:
         subscription: which events it wants.
-        handle: called with one message, or with a list of them if `batch_size` is over 1.
+        handle: called with one message, or with a list of them if `batch_size` is above 1.
         wants_session: `handle` takes a `session`, and its work commits with the delivery row.
         batch_size: the most messages of one call.
         batch_timeout: seconds that the first message of a batch waits for the others.
         retry_policy: what follows a failure.
         pause_on: the errors that mean an outage of the subscriber's own servers.
-        order: one after another by key, if it asks for that.
+        order: the order by key, if it asks for one.
         start_from: where in the history it begins.
     """
 

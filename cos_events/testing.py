@@ -42,15 +42,15 @@ class Unsettled(CosEventsError):
 
 
 class EventBus:
-    """A bus of the test's own: servers, and workers of your Celery application.
+    """The test's own bus: servers, and workers of your Celery application.
 
     Attributes:
-        engine: on its database, which has the bus's tables; make your own beside them.
+        engine: for its database, which has the bus's tables; create your own next to them.
         redis: the server of the live channels.
         broker: the server of the queues.
 
-    Both servers can be `frozen()`, `down()`, `cut()`, `dropping(…)` and `delayed(…)` for the time
-    of a `with`, and `reset()` and emptied by `empty()`.
+    Both servers can be `frozen()`, `down()`, `cut()`, `dropping(…)` and `delayed(…)` for the
+    duration of a `with`, and `reset()` and emptied with `empty()`.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -70,7 +70,7 @@ class EventBus:
     ) -> None:
         """Start workers, and wait until they are ready.
 
-        `wait` starts again those that have died, as a supervisor would.
+        `wait` restarts those that have died, as a supervisor would.
 
         Args:
             app: the Celery application, as Celery's own `-A`; it reads `BROKER_URL`.
@@ -104,15 +104,15 @@ class EventBus:
         return event_id
 
     def kill(self, name: str) -> None:
-        """End a worker by SIGKILL; its pool is left to find that out."""
+        """Kill a worker with SIGKILL; its pool is left to find that out."""
         self._worker(name).kill()
 
     def kill_child(self, name: str) -> None:
-        """End the oldest process of a subscriber's pool by SIGKILL."""
+        """Kill the oldest process of a subscriber's pool with SIGKILL."""
         os.kill(self._worker(name).children()[0], signal.SIGKILL)
 
     def kill_at(self, point: str, scope: Scope = "process") -> None:
-        """Have the next worker that comes to a point of an event's way die there.
+        """Have the next worker that reaches a point of an event's way die there.
 
         Args:
             point: one of `cos_events.faults.kill_points.KILL_POINTS`, such as
@@ -134,18 +134,18 @@ class EventBus:
         return self._bench.postgres_down(crash=crash)
 
     def accounts(self) -> dict[str, Account]:
-        """What the ledger says of each subscription; see `cos-events verify`."""
+        """What the ledger says about each subscription; see `cos-events verify`."""
         with self.engine.connect() as connection:
             return {each.subscription: each for each in verify(connection, grace=0)}
 
     def wait(self, timeout: float = DEFAULT_TIMEOUT) -> dict[str, Account]:
-        """Start again what has died, and wait until every event is delivered or a dead letter.
+        """Restart what has died, and wait until every event is delivered or a dead letter.
 
         A purged dead letter counts as one. Only subscriptions that were started are waited for, or
-        all if none was: a worker also makes known the others of its application.
+        all if none was: a worker also registers the others of its application.
 
         Returns:
-            The accounts then, of all subscriptions.
+            The accounts at the end, of all subscriptions.
 
         Raises:
             Unsettled: that did not happen within `timeout` seconds.
@@ -164,7 +164,7 @@ class EventBus:
             time.sleep(0.1)
 
     def _so_far(self, account: Account) -> str:
-        """How many it has had, and why the last of the others failed."""
+        """How many have ended, and why the last of the others failed."""
         failures = (
             select(DeliveryRow.error)
             .where(DeliveryRow.subscription == account.subscription)
@@ -189,7 +189,7 @@ def _settled(account: Account) -> int:
 
 @pytest.fixture
 def event_bus(request: pytest.FixtureRequest) -> Iterator[EventBus]:
-    """A bus of the test's own, on Redis; `DATABASE_URL`, `REDIS_URL` and `BROKER_URL` are its.
+    """The test's own bus, on Redis; `DATABASE_URL`, `REDIS_URL` and `BROKER_URL` point to it.
 
     On RabbitMQ by `@pytest.mark.parametrize("event_bus", ["rabbitmq"], indirect=True)`.
     """
@@ -218,7 +218,7 @@ def _as_environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def _read_settings_again() -> None:
-    """End what this process has open with the settings of before."""
+    """Close what this process has opened with the earlier settings."""
     get_settings.cache_clear()
     dispatcher.reset()
     store_engine.reset()

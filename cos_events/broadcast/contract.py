@@ -16,9 +16,9 @@ class Copy:
 
     Attributes:
         envelope: its JSON.
-        attempts: how many attempts were made at it.
+        attempts: how many attempts it has had.
         traceparent: the trace context of its recording.
-        redelivered: whether a worker may have had an earlier copy, and died of it.
+        redelivered: whether a worker may have received an earlier copy, and died from it.
     """
 
     envelope: str
@@ -30,11 +30,11 @@ class Copy:
 class BrokerWire(Protocol):
     """Carries envelopes to the queue of every subscription that wants them.
 
-    Not thread-safe: one wire a thread. Connects on first use and again after a failure.
+    Not thread-safe: one wire per thread. Connects on first use and again after a failure.
     """
 
     def open(self) -> None:
-        """Connect now, unless it is; a connection that was lost since is not noticed.
+        """Connect now, unless already connected; one that was lost since is not noticed.
 
         Raises:
             BroadcastError: the broker does not answer. Raised within a bounded time.
@@ -44,20 +44,20 @@ class BrokerWire(Protocol):
     def send(self, batch: Sequence[Pending], recipients: Sequence[Recipient]) -> None:
         """Put each envelope on its module's exchange and into each wanting subscription's queue.
 
-        Returns only when the broker has taken the whole batch. A queue whose workers are away keeps
+        Returns only when the broker has taken the whole batch. A queue whose workers are down keeps
         its messages. Within one batch each queue gets its envelopes in the given order. The queue
-        of a recipient that is holding gets none. Queues are made on a new connection and for a new
-        subscription; one that is deleted meanwhile misses its copies, as one whose broker loses
-        its memory does, and the relay sends them again.
+        of a recipient that is holding gets none. Queues are declared on a new connection and for a
+        new subscription; one that is deleted later misses its copies, like one whose broker loses
+        its memory, and the relay sends them again.
 
         Raises:
             BroadcastError: the broker may have some of the batch, or none; sending it again is
-                safe. Raised within a bounded time also when the broker never answers.
+                safe. Raised within a bounded time even when the broker never answers.
         """
         ...
 
     def send_to_queue(self, name: str, copies: Sequence[Copy]) -> None:
-        """Put copies into one subscription's queue, in order, past the exchange.
+        """Put copies into one subscription's queue, in order, bypassing the exchange.
 
         Returns only when the broker has taken them all. The queue is made if needed.
 
@@ -67,5 +67,5 @@ class BrokerWire(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the connection back; the next `send` opens a new one."""
+        """Release the connection; the next `send` opens a new one."""
         ...

@@ -44,13 +44,13 @@ def log_l1(  # noqa: PLR0913 - the fields of the record
     Args:
         session: a session on the bus's database.
         event_type: `prompt_trace` or `event_log`.
-        data: its content: the fields of `PromptTraceContent` or `EventLogContent`; any other
+        data: its content: the fields of `PromptTraceContent` or `EventLogContent`; any others
             become attributes.
         occurred_at: when it happened, aware; now by default.
         module: the source module; `COS_EVENTS_MODULE` by default.
         trace_id: the trace that it belongs to; by default the current one, or that of the event
             whose handler runs, or a new one.
-        request_id: the request that caused it; by default that of the API's request at hand, or of
+        request_id: the request that caused it; by default that of the current API request, or of
             the event whose handler runs.
 
     Returns:
