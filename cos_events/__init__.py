@@ -47,8 +47,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when first asked for: Celery and SQLAlchemy take a second, and `cos-events --help`,
-    # or the completion of a command line, needs neither.
+    # Loaded on first use: Celery and SQLAlchemy take a second, and neither `cos-events --help`
+    # nor shell completion needs them.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)

@@ -33,17 +33,17 @@ logger = logging.getLogger(__name__)
 
 
 def install(app: Celery) -> Celery:
-    """Teach a Celery application the bus.
+    """Make a Celery application part of the bus.
 
-    Its workers may then consume the publish task's queue and subscriptions' queues, beside their
-    own tasks.
+    Its workers may then consume the publish task's queue and subscriptions' queues, in addition to
+    their own tasks.
 
     What the application has configured stays; only what it left open is filled in. The broker is
-    the application's (of several installed in one process, the last one's); the database is
+    the application's (if several are installed in one process, the last one's); the database is
     `DATABASE_URL`, the channel `REDIS_URL`.
 
     Args:
-        app: any Celery application; call this where it is made.
+        app: any Celery application; call this where it is created.
 
     Returns:
         The same application.
@@ -56,7 +56,7 @@ def install(app: Celery) -> Celery:
 
 
 def register_subscriptions(app: Celery) -> None:
-    """Make the application's subscriptions known to publishers; workers do so when they start.
+    """Register the application's subscriptions for publishers; workers do so when they start.
 
     Raises:
         SchemaMissing: the database has no cos-events tables.
@@ -72,7 +72,7 @@ def register_subscriptions(app: Celery) -> None:
 
 
 def _bound_waiting(sender: Celery, **_: Any) -> None:
-    """Let a frozen broker fail in bounded time, where the application does not say otherwise."""
+    """Let a frozen broker fail in bounded time, unless the application says otherwise."""
     conf = sender.conf
     bounds = broker.transport_options(broker.broker_url())
     conf.broker_transport_options = {**bounds, **(conf.broker_transport_options or {})}
@@ -80,11 +80,11 @@ def _bound_waiting(sender: Celery, **_: Any) -> None:
 
 _DEFAULTS = {
     "broker_connection_retry_on_startup": True,
-    # Celery's hundred tries are three quarters of an hour, and then the worker would be gone.
+    # Celery's hundred tries take three quarters of an hour, and then the worker would be gone.
     "broker_connection_max_retries": None,
-    # Fewer messages in hand after a reconnect would keep a batch from ever filling.
+    # A smaller prefetch after a reconnect would keep a batch from ever filling.
     "worker_enable_prefetch_count_reduction": False,
-    # What runs goes on; the ledger lets the redelivered copy of it run nothing.
+    # What is running continues; the ledger makes its redelivered copy run nothing.
     "worker_cancel_long_running_tasks_on_connection_loss": False,
 }
 
@@ -97,8 +97,8 @@ def _spare_collections(sender: Any, **_: Any) -> None:
 
 
 def _freeze(**_: Any) -> None:
-    # What is there at the start stays. Else each full collection goes through it, which stops a
-    # worker for 100 ms.
+    # What is there at the start stays. Otherwise each full collection would go through it, which
+    # stops a worker for 100 ms.
     gc.freeze()
 
 
@@ -112,7 +112,7 @@ def _check_content(app: Celery) -> None:
 
 
 def _check_login() -> None:
-    """Refuse what RabbitMQ refuses: Celery, which waits for all else, would end by a traceback."""
+    """Refuse what RabbitMQ refuses: Celery, which waits for all else, would end in a traceback."""
     try:
         with broker.connected():
             pass
@@ -144,7 +144,7 @@ def _compare_queues(app: Celery, consumed: Iterable[str]) -> None:
 
 
 def _compare_brokers() -> None:
-    """Say so if what has no Celery application would look for another broker than this worker."""
+    """Warn if a process without a Celery application would use another broker than this worker."""
     ours, theirs = broker.broker_url(), get_settings().broker_url
     if Connection(ours).as_uri() != Connection(theirs).as_uri():
         logger.warning(
@@ -159,7 +159,7 @@ def _prepare_worker(instance: Any, options: dict[str, Any], **_: Any) -> None:
     app: Celery = instance.app
     if not is_installed(app):
         return
-    # First: which queues acknowledge is the transport's to say.
+    # First: the transport decides which queues acknowledge.
     _choose_transport(app)
     consumed: list[str] | None = str_to_list(options.get("queues"))  # type: ignore[arg-type] # or None
     # On RabbitMQ Celery complains of each that is not there yet.
@@ -177,7 +177,7 @@ def _prepare_worker(instance: Any, options: dict[str, Any], **_: Any) -> None:
         register_subscriptions(app)
         _compare_queues(app, consumed or ())
     except CosEventsError as error:
-        # Celery logs what a receiver raises and starts the worker all the same.
+        # Celery logs what a receiver raises and starts the worker anyway.
         raise SystemExit(f"cos-events: {error}") from error
 
 
@@ -189,7 +189,7 @@ def _choose_transport(app: Celery) -> None:
 
 def _queues(app: Celery) -> list[Queue]:
     """The publish task's, and that of each subscription which this application has."""
-    # On Redis to acknowledge one takes two trips; Kombu's own transport would do so all the same.
+    # On Redis, acknowledging one takes two trips; Kombu's own transport would do it anyway.
     no_ack = issubclass(app.connection_for_read().get_transport_cls(), redis_transport.Transport)
     rabbitmq = broker.on_rabbitmq()
     # Publishers bind them to their modules: they know which are holding.

@@ -28,24 +28,24 @@ from cos_events.subscribers import Subscriber
 from cos_events.telemetry import names
 
 CANCELLED_WITHIN = 5.0
-"""Seconds that a coroutine has to end once its time limit is over."""
+"""Seconds that a coroutine has to end once its time limit has passed."""
 
 _loop = PerThread(asyncio.Runner)
 
 
 class LedgerAway(Exception):
-    """PostgreSQL failed the ledger, or went away under the handler: no attempt was made."""
+    """PostgreSQL failed the ledger, or went down under the handler: no attempt was made."""
 
 
 class ConnectionLost(LedgerAway):
-    """PostgreSQL went away while the handler ran; it may have been the handler's doing."""
+    """PostgreSQL was lost while the handler ran; the handler may have caused it."""
 
 
 class HandlersSession(Session):
-    """One whose transaction the bus ends: with it the handler would commit its delivery, too.
+    """One whose transaction the bus ends: a handler's own commit would commit its delivery, too.
 
     Once it is closed it refuses to be used. Otherwise what a failed coroutine has left behind in
-    the event loop would begin a transaction with it that nobody ends.
+    the event loop would begin a transaction on it that nobody ends.
     """
 
     may_commit = False
@@ -72,17 +72,17 @@ def attempt(
         subscriber: the subscription and its handler.
         envelopes: what one call is for.
         retries: how many there were before.
-        engine: of the handler's session, if it takes one; by default one whose commits wait for the
-            disk.
+        engine: for the handler's session, if it takes one; by default one whose commits wait for
+            the disk.
 
     Returns:
-        The ids among them that are delivered by this; and those that were never recorded in this
+        The ids among them that this call delivered; and those that were never recorded in this
         database.
 
     Raises:
-        LedgerAway: nothing of it is delivered, and nobody's fault.
+        LedgerAway: nothing was delivered, through nobody's fault.
         ConnectionLost: the same, and perhaps the handler's fault.
-        Exception: whatever the handler raised; then nothing of it is delivered.
+        Exception: whatever the handler raised; then nothing was delivered.
     """
     by_id = {envelope.base_log_id: envelope for envelope in envelopes}
     ids = by_id.keys()
@@ -110,7 +110,7 @@ def attempt(
 def due_of(
     subscriber: Subscriber, envelopes: Collection[Envelope], retries: int
 ) -> tuple[dict[UUID, Envelope], set[UUID]]:
-    """The events that are due, as they shall be handled; and those never recorded in this database.
+    """The events that are due, as they are to be handled; and those never recorded here.
 
     Raises:
         LedgerAway: nobody can say.
@@ -126,7 +126,7 @@ def due_of(
 def _as_corrected(
     envelopes: Iterable[Envelope], known: Mapping[UUID, deliveries.Settled | deliveries.Due]
 ) -> list[Envelope]:
-    """Those that are known, each as a person has corrected it: a copy from before may come late."""
+    """Those that are known, each as a person corrected it: an earlier copy may come late."""
     found = {each.base_log_id: each for each in envelopes if each.base_log_id in known}
     for event_id in found:
         if (correction := known[event_id].correction) is not None:
@@ -135,7 +135,7 @@ def _as_corrected(
 
 
 def settle(subscriber: Subscriber, envelopes: Collection[Envelope], retries: int) -> None:
-    """Write that a handler without the session has had these.
+    """Write that a handler without the session has handled these.
 
     Raises:
         LedgerAway: that could not be written; they will come again.
@@ -181,9 +181,9 @@ def call(subscriber: Subscriber, envelopes: list[Envelope], **session: Session) 
     What a handler of one event records belongs to that event's request and trace.
 
     Raises:
-        Unsuccessful: it returned False, or raised what is no Exception.
-        SystemExit: Celery's pool ends this process, by a signal: that is no failure.
-        KeyboardInterrupt: a person does.
+        Unsuccessful: it returned False, or raised something that is not an Exception.
+        SystemExit: Celery's pool ends this process with a signal: not a failure.
+        KeyboardInterrupt: a person ends it.
         Exception: whatever it raised.
     """
     if not envelopes:
@@ -213,7 +213,7 @@ def _finished(result: Any) -> Any:
 
 
 def _ends_the_process(error: SystemExit) -> bool:
-    """Whether the pool raised this, in its handler of a signal; otherwise the code that it ran."""
+    """Whether the pool raised this, in its signal handler; otherwise the code that it ran did."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
     # Within a pool's process `sys.exit` is billiard's.
     while modules[-1] == "billiard.pool":
@@ -229,7 +229,8 @@ def _run(result: Awaitable[Any]) -> Any:
         return loop.run_until_complete(task)
     except BaseException:
         if not task.done():
-            # A time limit is raised in the loop, not in it: it would go on within the next call.
+            # A time limit is raised in the loop, not in the coroutine: that would continue
+            # within the next call.
             task.cancel()
             loop.run_until_complete(asyncio.wait([task], timeout=CANCELLED_WITHIN))
         raise
@@ -254,7 +255,8 @@ def ledger() -> Iterator[None]:
 
 @contextmanager
 def _unless_lost(connection: Connection) -> Iterator[None]:
-    # The handler's statements run on the ledger's connection: to lose that is no attempt.
+    # The handler's statements run on the ledger's connection: losing it does not count as an
+    # attempt.
     try:
         yield
     except DBAPIError as error:
@@ -276,7 +278,7 @@ def _commit(begun: SessionTransaction) -> None:
 def _require_open(session: Session, begun: SessionTransaction) -> None:
     if not begun.is_active:
         raise Unsuccessful("the handler ended its session's transaction")
-    # PostgreSQL would answer COMMIT with ROLLBACK then, and no error.
+    # PostgreSQL would then answer COMMIT with ROLLBACK, without an error.
     driver: Any = session.connection().connection.dbapi_connection
     status = driver.get_transaction_status()
     if status == TRANSACTION_STATUS_IDLE:

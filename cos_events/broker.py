@@ -1,4 +1,4 @@
-"""How to reach the broker, for whoever speaks to it outside a Celery task."""
+"""How to reach the broker, for code that speaks to it outside a Celery task."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from cos_events.settings import get_settings, mask
 from cos_events.topology import is_rabbitmq
 
 WORKERS_READ_TIMEOUT = 10.0
-"""Seconds that a worker waits for RabbitMQ's answer. Celery's loop waits itself for the confirm of
-each heartbeat's event: without a bound, a connection of which nobody tells that it is dead would
-stop the worker for good, and no signal would end it."""
+"""Seconds that a worker waits for RabbitMQ's answer. Celery's loop itself waits for the confirm of
+each heartbeat's event: without a bound, a connection that died silently would stop the worker for
+good, and no signal would end it."""
 
 CONTROL_SECONDS = 1.0
 """So long workers have for an answer by remote control."""
@@ -47,7 +47,7 @@ def on_rabbitmq() -> bool:
 
 
 def transport_of(url: str) -> str | None:
-    """Which transport of Kombu to use where nobody says; None for what the URL's scheme means."""
+    """Which Kombu transport to use by default; None for what the URL's scheme means."""
     names = {
         "redis": redis_transport.NAME,
         "rediss": redis_transport.TLS_NAME,
@@ -65,9 +65,9 @@ def transport_options(url: str) -> dict[str, Any]:
         return {
             "connect_timeout": timeout,
             "write_timeout": timeout,
-            # Of what a worker waits for: what its loop reads has come already.
+            # For what a worker waits for: what its loop reads has already arrived.
             "read_timeout": max(timeout, WORKERS_READ_TIMEOUT),
-            # A message for a queue that is only being made would be lost without a word.
+            # A message for a queue that is still being declared would be lost silently.
             "confirm_publish": True,
         }
     return {"socket_timeout": timeout, "socket_connect_timeout": timeout}
@@ -76,8 +76,8 @@ def transport_options(url: str) -> dict[str, Any]:
 def connect(*, confirm: bool = True) -> Any:
     """A new `kombu.Connection` to the broker, not yet established.
 
-    RabbitMQ confirms each message that is published on it, unless `confirm` is False; say how long
-    to wait by `confirm_timeout`.
+    RabbitMQ confirms each message that is published on it, unless `confirm` is False;
+    `confirm_timeout` says how long to wait.
 
     Typed as Any: the stubs of kombu lack `Producer.batch` and most of a channel's methods.
     """
@@ -109,7 +109,7 @@ def connected() -> Iterator[Any]:
     """A connection that the broker has answered.
 
     Raises:
-        BrokerAway: it does not, or no longer.
+        BrokerAway: it does not answer, or no longer does.
     """
     try:
         with connect() as connection:
@@ -155,8 +155,8 @@ def consumers_of(queue: str) -> list[str]:
     """
     conf = (_installed[0] or Celery(set_as_current=False)).conf
     with connected() as connection:
-        # By Celery's own remote control a command without an application would reach no worker.
-        # The stubs take what this returns for a node of it.
+        # With Celery's own remote control a command without an application would reach no worker.
+        # The stubs mistake what this returns for one of its nodes.
         mailbox: Any = Mailbox(conf.control_exchange, type="fanout")(connection)
         answers = mailbox.multi_call("active_queues", timeout=CONTROL_SECONDS)
     return sorted(
@@ -168,7 +168,7 @@ def consumers_of(queue: str) -> list[str]:
 
 
 def delete_queues(names: Iterable[str]) -> None:
-    """Delete these queues with what is in them; harmless where there is none."""
+    """Delete these queues with what is in them; harmless if they do not exist."""
     with connect() as connection, connection.channel() as channel:
         # Kombu's Redis transport deletes only what this process has bound; a purged list is gone.
         delete = channel.queue_delete if on_rabbitmq() else channel.queue_purge

@@ -1,9 +1,9 @@
 """Which of the events recorded on a session have really committed.
 
-SQLAlchemy's `after_commit` fires also when a SAVEPOINT is released, and neither `close()` nor a
-deferred constraint that fails at COMMIT fires a rollback event. So what a transaction recorded is
-kept by transaction, moved up when a SAVEPOINT is released, and handed over when the outermost one
-has ended, if that was by a commit.
+SQLAlchemy's `after_commit` also fires when a SAVEPOINT is released, and neither `close()` nor a
+deferred constraint that fails at COMMIT fires a rollback event. So what was recorded is kept by
+transaction, moved up when a SAVEPOINT is released, and handed over when the outermost transaction
+has ended, if it ended with a commit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 _KEY = "cos_events.capture"
 _BIND: Any = {"mapper": OutboxRow.__mapper__}
-"""How a session is asked for the database of the outbox; one that routes may look at the mapper."""
+"""How a session is asked for the outbox's database; a routing session may look at the mapper."""
 
 
 @dataclass(slots=True)
@@ -55,13 +55,13 @@ class _Recorded:
 
 
 def watch(session: AnySession) -> AbstractContextManager[object]:
-    """Follow what this session records; harmless if it is followed already.
+    """Follow what this session records; harmless if it is already followed.
 
     Returns:
         Makes the span of the session's transaction the current one, within a `with`.
 
     Raises:
-        TypeError: it is no session.
+        TypeError: it is not a session.
     """
     if not hasattr(session, "add"):
         kind = type(session).__name__
@@ -106,8 +106,8 @@ def _new_rows(session: Session) -> Iterator[OutboxRow]:
 def _keep(session: Session, recorded: _Recorded, written: list[tuple[int, str]]) -> None:
     if transaction := session.get_nested_transaction() or session.get_transaction():
         recorded.rows.setdefault(transaction, []).extend(written)
-    # They are broadcast at once: a crash of PostgreSQL must not take them back. Whoever commits has
-    # come by here; a SAVEPOINT takes this back, and the rows.
+    # They are broadcast at once: a crash of PostgreSQL must not take them back. Every commit passes
+    # through here; rolling back a SAVEPOINT takes this back, and the rows.
     wait_when_committing(session, session.get_bind(**_BIND))
 
 
@@ -149,7 +149,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         if span is not None:
             span.set({names.OUTCOME: outcome, names.COUNT: len(rows)})
             span.end()
-    except Exception:  # the rows are committed: nothing may reach the caller now
+    except Exception:  # the rows are committed: no error may reach the caller now
         logger.exception("outbox rows %s are left to the relay", [row[0] for row in rows])
 
 
@@ -166,6 +166,6 @@ def _hand_over(rows: list[tuple[int, str]]) -> None:
 
 def _inside_another_transaction(session: Session) -> bool:
     # A session joined to its connection's own transaction has committed nothing yet. When that
-    # does, nobody tells the session: the relay finds the rows.
+    # one commits, nobody tells the session: the relay finds the rows.
     bind = session.get_bind(**_BIND)
     return isinstance(bind, Connection) and bind.in_transaction()

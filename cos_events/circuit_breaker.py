@@ -53,7 +53,7 @@ class CircuitBreaker:
     @property
     def state(self) -> State:
         """What the next call will meet."""
-        opened_at = self._opened_at  # once: another thread may close it meanwhile
+        opened_at = self._opened_at  # read once: another thread may close it meanwhile
         if opened_at is None:
             return "closed"
         waiting = self._clock() < opened_at + self._reset_after
@@ -75,8 +75,8 @@ class CircuitBreaker:
     def __exit__(self, kind: type[BaseException] | None, error: object, _trace: object) -> None:
         """Report how the call ended: any Exception is a failure.
 
-        A cancelled task, or an interrupted program, says nothing about the server; nor does, once
-        it is open, a call that was begun before: only the probe's end counts then.
+        A cancelled task, or an interrupted program, says nothing about the server; nor, once the
+        breaker is open, does a call that began earlier: then only the probe's outcome counts.
         """
         with self._lock:
             if self._opened_at is not None and self._prober != _caller():

@@ -2,8 +2,8 @@
 
 A broadcast carries the plain envelope. Here it becomes an execution of its subscription's Celery
 task without a second trip over the broker, so that acknowledging the task acknowledges the
-delivery. Wake-ups are tasks already; those that wait become one. Everything of Celery's worker that
-this touches is in this file: `Consumer.create_task_handler`, `on_decode_error`,
+delivery. Wake-ups are tasks already; those that wait become one. All that we touch in Celery's
+worker is in this file: `Consumer.create_task_handler`, `on_decode_error`,
 `initial_prefetch_count`, `qos`, `task_consumer`, `task_buckets`, `controller`, `pool`, `hub`,
 `timer`, `gossip`. Its strategies stay its own.
 """
@@ -40,22 +40,22 @@ from cos_events.topology import PUBLISH_QUEUE, PUBLISH_TASK
 logger = logging.getLogger(__name__)
 
 WAKE_UPS_IN_HAND = 100
-"""The least prefetch of a publisher: so many wake-ups may share one task."""
+"""The least prefetch of a publisher: this many wake-ups may share one task."""
 
 MAX_PREFETCH = 10_000
-"""The most messages in hand for the sake of batches. (AMQP and Celery count to 65,535.)"""
+"""The most messages prefetched for the sake of batches. (AMQP and Celery count to 65,535.)"""
 
 
 class DeliveryRequest(Request):
-    """Celery's request, by its own extension point: a child that was killed is a failed attempt.
+    """Celery's request, by its own extension point: a killed child is a failed attempt.
 
-    By its hard time limit, by the system, or by the message itself: only the worker's main process
-    can say so. Otherwise a message that kills its worker would come back for ever, and with it the
-    others of its batch.
+    Killed by its hard time limit, by the system, or by the message itself: only the worker's main
+    process can say so. Otherwise a message that kills its worker would come back forever, and the
+    others of its batch with it.
     """
 
     def info(self, safe: bool = False) -> Any:  # noqa: ARG002 - Celery's signature
-        """What `celery inspect` and Flower show of it: how many events, never their content."""
+        """What `celery inspect` and Flower show: how many events, never their content."""
         return super().info(safe=True)
 
     def on_failure(
@@ -64,7 +64,7 @@ class DeliveryRequest(Request):
         """Note the failure of each envelope before Celery acknowledges or requeues them."""
         error = exc_info.exception
         if not isinstance(error, Retry):
-            # Within a retry it is the handler's, whatever it is called.
+            # An error within a retry is the handler's, whatever its type.
             error = getattr(error, "exc", error)
         if isinstance(error, TimeLimitExceeded | WorkerLostError):
             self._end_child()
@@ -77,7 +77,7 @@ class DeliveryRequest(Request):
         super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _end_child(self) -> None:
-        # Celery kills it after this; until then its transaction holds the delivery row.
+        # Celery only kills it after this; until then its transaction holds the delivery row.
         if self.worker_pid:
             with suppress(ProcessLookupError):
                 os.kill(int(self.worker_pid), signal.SIGKILL)
@@ -91,12 +91,12 @@ class DeliveryRequest(Request):
                 try:
                     fail(task, task.subscriber, raw, retries, error, deaths=deaths)
                 except InvalidEnvelope as invalid:
-                    # No attempt of the handler, but acknowledged with its batch.
+                    # Not an attempt of the handler, but acknowledged with its batch.
                     dead_letters.bury_unusable(task.app, task.name, raw, str(invalid))
 
 
 def may_queue(subscriber: Subscriber, task: Any) -> bool:
-    """Whether several messages may share a task: nothing is asked for that counts by the task."""
+    """Whether several messages may share a task: no option is set that counts per task."""
     conf = task.app.conf
     limits = (
         *(task.time_limit, task.soft_time_limit, task.rate_limit),
@@ -130,11 +130,11 @@ class DeliveryStep(bootsteps.StartStopStep):
         self._widen_prefetch()
 
     def _widen_prefetch(self) -> int:
-        """Make room for the batches of what is consumed by now; by how many messages."""
+        """Make room for the batches of what is now consumed; returns by how many messages."""
         consumer = self._consumer
         consumed = consumer.app.amqp.queues.consume_from
         before = consumer.initial_prefetch_count
-        # Only what the broker has handed out can be gathered. None is no bound: nothing is wider.
+        # Only what the broker has handed out can be gathered. None means unbounded already.
         if before:
             consumer.initial_prefetch_count = max(
                 before,
@@ -144,7 +144,7 @@ class DeliveryStep(bootsteps.StartStopStep):
         return int(consumer.initial_prefetch_count - before)
 
     def _wake_ups(self, consumed: Mapping[str, Any]) -> int:
-        """The wake-ups in hand, where they count: what is not acknowledged does not."""
+        """The wake-ups held, where they count: those that are not acknowledged do not."""
         queue = consumed.get(PUBLISH_QUEUE)
         return WAKE_UPS_IN_HAND if queue is not None and not queue.no_ack else 0
 
@@ -164,7 +164,7 @@ class DeliveryStep(bootsteps.StartStopStep):
             guard(consumer.task_consumer.channel)
 
     def stop(self, _consumer: Consumer) -> None:
-        """The connection is going away, and the gathered messages with it."""
+        """The connection is closing, and the gathered messages go with it."""
         for gathering in (*self._gatherings.values(), *self._others):
             gathering.forget()
         if self._next_turn is not None:
@@ -188,11 +188,11 @@ class DeliveryStep(bootsteps.StartStopStep):
         if queueing:
             wake_ups, redelivered = queueing.lane(wake_up_of), queueing.lane(delivery_of, most=1)
             if isinstance(channel := consumer.task_consumer.channel, Channel):
-                # Wake-ups that come while a task runs shall come together after it.
+                # Wake-ups that arrive while a task runs are to run together after it.
                 channel.is_busy = wake_ups.is_waiting
         else:
             wake_ups, redelivered = singly(wake_up_of), singly(delivery_of)
-        # What waits for Celery's own limit would hold the lane's place in line for the others.
+        # What waits for Celery's own limit would block the lane for the others.
         limited = singly(delivery_of)
         lanes = {
             each: limited if self._is_rate_limited(each) else redelivered
@@ -212,8 +212,8 @@ class DeliveryStep(bootsteps.StartStopStep):
             elif (retry := retry_of(message)) is not None:
                 run(retry)
             elif is_redelivered(message):
-                # By itself: an earlier copy may have killed its worker. In its turn: where that
-                # copy is still in hand here, no worker died of it.
+                # By itself: an earlier copy may have killed its worker. In its turn: if that copy
+                # is still held here, no worker died from it.
                 lanes[message.delivery_info["routing_key"]].add(message)
             else:
                 gathering.add(message)

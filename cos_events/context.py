@@ -1,4 +1,4 @@
-"""What the code at hand works for: the request and the trace whose ids go into envelopes."""
+"""What the current code works for: the request and the trace whose ids go into envelopes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def request(request_id: str, trace_id: str = "") -> Iterator[None]:
 
     Args:
         request_id: of the request.
-        trace_id: of what belongs to no trace of its own.
+        trace_id: for what belongs to no trace of its own.
     """
     token = _origin.set((request_id, trace_id))
     try:

@@ -174,7 +174,7 @@ def _declare_task(made: Subscriber, origin: str, options: dict[str, Any]) -> Non
         reject_on_worker_lost=True,
         acks_on_failure_or_timeout=True,
         ignore_result=True,
-        # Said already, with what a person needs: Celery need not say it again by a traceback.
+        # Already logged, with what a person needs: Celery need not repeat it with a traceback.
         throws=(DeliveryFailed,),
         Request="cos_events.consumer:DeliveryRequest",
         # The policy counts for each message; Celery's own limit must not be a second one.
@@ -233,7 +233,7 @@ def _check_limits(name: str, options: dict[str, Any]) -> None:
 
 @signals.celeryd_init.connect
 def _require_install(instance: Any, **_: Any) -> None:
-    # By its name: what `install` adds knows this module, not the other way round.
+    # By name: what `install` adds imports this module, not the other way round.
     app: Celery = instance.app
     steps = {step.__name__ for step in app.steps["consumer"]}
     if "DeliveryStep" not in steps and (names := ", ".join(sorted(subscribers_of(app)))):

@@ -34,18 +34,18 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
     """Run a subscription's handler for these envelopes, and see each to its outcome.
 
     Afterwards each one is delivered, held, waiting for its retry, or a dead letter; the Celery task
-    ends as a success if all went well or several were handled. That of a single one which failed
-    ends as a retry, or as a failure once that is a dead letter.
+    ends as a success if all went well or several were handled. For a single one that failed it ends
+    as a retry, or as a failure once that is a dead letter.
 
     Args:
-        task: the subscription's Celery task, bound to the request in hand.
+        task: the subscription's Celery task, bound to the current request.
         subscriber: the subscription and its handler.
-        raws: the envelopes as they travelled; undecodable bytes as surrogate escapes.
+        raws: the envelopes as received; undecodable bytes as surrogate escapes.
 
     Raises:
         Retry: the only envelope failed and a copy of it waits for its time.
         DeliveryFailed: the only envelope is a dead letter now.
-        Reject: the broker shall keep the message, since nothing could be said about it elsewhere.
+        Reject: the broker is to keep the message, since nothing could be noted elsewhere.
     """
     envelopes: dict[str, Envelope] = {}
     unusable: list[tuple[str, str]] = []
@@ -75,7 +75,7 @@ def deliver(task: Task[Any, Any], subscriber: Subscriber, raws: Sequence[str]) -
 def _deliver_together(
     task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
 ) -> bool:
-    """Several in one go, as far as that saves something; False if each is to go by itself."""
+    """Several together, if that saves something; False if each is to run by itself."""
     if subscriber.batch_size > 1:
         return _deliver_batch(task, subscriber, envelopes)
     return not subscriber.wants_session and _deliver_in_turn(task, subscriber, envelopes)
@@ -84,7 +84,7 @@ def _deliver_together(
 def _deliver_in_turn(
     task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
 ) -> bool:
-    """A call for each; their rows are read, and those of the successful written, together."""
+    """A call for each; the rows are read together, and those of the successful written together."""
     retries, number = task.request.retries, {names.ATTEMPT_NUMBER: task.request.retries + 1}
     done: list[Envelope] = []
     failed: dict[str, Exception] = {}
@@ -117,7 +117,7 @@ def _deliver_in_turn(
 def _deliver_batch(
     task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
 ) -> bool:
-    """Try them in one call; False if its messages are to be tried singly."""
+    """Try them in one call; False if its messages are to be tried one by one."""
     batch, retries = list(envelopes.values()), task.request.retries
     try:
         if not gate.may_call(subscriber, batch):
@@ -149,7 +149,7 @@ def _deliver_batch(
 
 
 class _Outcome(NamedTuple):
-    """Of one envelope: what follows its failure, and the failure; or that this delivered it."""
+    """For one envelope: what follows its failure, and the failure; or that it is delivered."""
 
     follows: RetryAfter | Dead | None = None
     error: Exception | None = None
@@ -169,7 +169,7 @@ class _Outcome(NamedTuple):
 def _deliver_singly(
     task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
 ) -> _Outcome:
-    """Each by itself, in its own transaction; several wait for the disk once, together.
+    """Run each by itself, in its own transaction; several wait for the disk once, together.
 
     Returns:
         The last one's outcome.
@@ -193,7 +193,7 @@ def _deliver_singly(
 def _make_sure(
     task: Task[Any, Any], subscriber: Subscriber, envelopes: dict[str, Envelope]
 ) -> None:
-    """Wait until these are on the disk; what cannot be known to be there comes again."""
+    """Wait until these are on disk; what is not known to be there comes again."""
     retries = task.request.retries
     try:
         wait_for_disk()
@@ -241,9 +241,9 @@ def _deliver_one(
 def _without_ledger(
     task: Task[Any, Any], subscriber: Subscriber, raw: str, envelope: Envelope, away: LedgerAway
 ) -> _Outcome:
-    """It comes again, and no attempt is counted; but as after a worker's death not for ever."""
+    """It comes again, and no attempt is counted; but, as after a worker's death, not forever."""
     if isinstance(away, ConnectionLost):
-        # PostgreSQL was restarted, or the handler ends each connection that it is given.
+        # PostgreSQL was restarted, or the handler breaks every connection that it gets.
         with suppress(LedgerAway):
             deaths = gate.count_death(subscriber, envelope)
             if deaths >= subscriber.retry_policy.max_deaths:
@@ -259,7 +259,7 @@ def _lost(
 
 
 def _is_redelivered(task: Task[Any, Any]) -> bool:
-    """Whether an earlier copy was in the hands of a worker, which may have died of it."""
+    """Whether a worker held an earlier copy, and may have died from it."""
     info = task.request.delivery_info or {}
     return bool(task.request.get(REDELIVERED) or info.get("redelivered"))
 

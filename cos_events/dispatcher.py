@@ -2,7 +2,7 @@
 
 The committing thread only appends outbox ids to a queue; a background thread counts them and sends
 them on, all that gathered meanwhile in one task. Whatever is lost here (a crash, a broker that is
-away, a queue that is full) costs time, never an event: the rows wait in the outbox and the relay
+down, a queue that is full) costs time, never an event: the rows wait in the outbox and the relay
 finds them.
 """
 
@@ -42,7 +42,7 @@ MAX_QUEUED = 10_000
 """Publish tasks that may wait on the broker without a publisher; more are left to the relay."""
 
 LOOK_EVERY = 1_000
-"""Publish tasks from one look at their queue's depth to the next."""
+"""Publish tasks from one check of their queue's depth to the next."""
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that a process's end may wait for the last wake-ups to be sent."""
@@ -58,9 +58,9 @@ class Dispatcher:
     Parameters:
         send: hands the ids of one publish task to the broker; may raise, may take a while.
         interval: seconds from one publish task to the next; what is committed meanwhile goes with
-            it, since a task costs more than the events in it. After a pause as long, one more may
-            follow at once: a commit that was late has the next one at its heels. So at most two
-            go in an interval.
+            it, since a task costs more than the events in it. After a pause of that length, one
+            more may follow at once: a late commit is often closely followed by another. So at most
+            two are sent in an interval.
     """
 
     def __init__(self, send: Callable[[list[int]], None], interval: float) -> None:
@@ -214,7 +214,7 @@ def counts() -> tuple[int, int]:
 
 @signals.worker_process_shutdown.connect  # a pool's child ends without Python's exit handlers
 def reset(**_: Any) -> None:
-    """End this process's dispatcher; the next commit starts one with the settings of then."""
+    """End this process's dispatcher; the next commit starts one with the then current settings."""
     if (dispatcher := _dispatcher.reset()) is not None:
         atexit.unregister(dispatcher.close)
         dispatcher.close()
@@ -229,5 +229,5 @@ def wake(ids: Sequence[int], modules: Sequence[str] = ()) -> None:
     """
     try:
         _dispatcher.get().wake(ids, modules)
-    except Exception:  # the row is committed: nothing may reach the caller now
+    except Exception:  # the row is committed: no error may reach the caller now
         logger.exception("the dispatcher could not be started; the relay will publish the rows")

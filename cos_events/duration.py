@@ -6,7 +6,7 @@ import re
 from datetime import timedelta
 
 LONGEST = timedelta(days=36_500)
-"""No moment of the bus is further away; PostgreSQL could not reckon with it."""
+"""No time in the bus is further away; PostgreSQL could not calculate with it."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
@@ -19,13 +19,13 @@ def format_duration(seconds: float) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """About how long, in the largest unit of which it has at least two."""
+    """Roughly how long, in the largest unit of which there are at least two."""
     unit = next((each for each in "dhm" if seconds >= 2 * _SECONDS[each]), "s")
     return f"{int(seconds // _SECONDS[unit])} {unit}"
 
 
 def parse_duration(text: str) -> timedelta | None:
-    """What the text means; None if it is no duration, or over `LONGEST`."""
+    """What the text means; None if it is not a duration, or is longer than `LONGEST`."""
     found = _DURATION.fullmatch(text)
     if found is None:
         return None

@@ -1,6 +1,6 @@
 """Where an error was raised, as far as that is the application's own code.
 
-Frames as Python writes them, without the error's text: that may hold an event's content.
+Frames as Python writes them, without the error's text, which may contain an event's content.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 
 def frames(error: BaseException) -> str:
-    """All calls from the handler's on, outermost first, each on lines of its own.
+    """All calls from the handler's on, outermost first, each on its own lines.
 
-    All there are where none is the application's; empty for an error that was not raised.
+    All frames if none is the application's; empty for an error that was not raised.
     """
     return _lines(format_tb(_handler(error)))
 
 
 def innermost_frame(error: BaseException) -> str:
-    """The application's line that raised it, or called what did; the very last where none is its.
+    """The application's line that raised it, or called what did; if there is none, the last line.
 
-    The application's is the package of the handler, and what is not installed as a library is.
+    The application's code is the handler's package, and what is not installed as a library.
     Empty for an error that was not raised.
     """
     handler = _handler(error)
@@ -40,7 +40,7 @@ def innermost_frame(error: BaseException) -> str:
 
 
 def _handler(error: BaseException) -> TracebackType | None:
-    """The first step that is neither the bus's nor, as an event loop is, the standard library's."""
+    """The first frame that is neither the bus's nor the standard library's (an event loop's)."""
     steps = _steps(error.__traceback__)
     return next((step for step in steps if not _is_callers(step)), error.__traceback__)
 
@@ -57,7 +57,7 @@ def _is_callers(step: TracebackType) -> bool:
 
 def _is_installed(step: TracebackType) -> bool:
     file = step.tb_frame.f_code.co_filename
-    # Libraries have code that they have written at run time, `<string>` and the like.
+    # Libraries have code that they generate at run time, `<string>` and the like.
     return file.startswith("<") or not _INSTALLED.isdisjoint(PurePath(file).parts)
 
 

@@ -1,4 +1,4 @@
-"""What is said of an error, in the ledger, on a page and in the log."""
+"""What is said about an error, in the ledger, on a page and in the log."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ABOUT_NAMES = {"3F000", "42P01", "42703", "42883"}
 
 
 def one_line(error: object) -> str:
-    """An error's own words, for a sentence of ours; the name of its class where it has none.
+    """An error's own text, for a sentence of ours; the name of its class if it has none.
 
-    Of a database error those of the driver, without SQLAlchemy's around them.
+    For a database error the driver's text, without SQLAlchemy's around it.
     """
     said = error.orig if isinstance(error, DBAPIError) else error
-    # libpq's advice stands in lines of its own, which begin with a tab.
+    # libpq's advice is on separate lines, which begin with a tab.
     lines = (line for line in str(said).splitlines() if not line.startswith("\t"))
     return " ".join(" ".join(lines).split()) or type(said).__name__
 
@@ -31,8 +31,8 @@ def one_line(error: object) -> str:
 def describe(error: BaseException) -> str:
     """An error's type and text, fit to be kept and shown.
 
-    Of a database error only what holds no value, since its text quotes them: the condition, its
-    SQLSTATE, and names out of the schema. What PostgreSQL cannot store, and what a terminal would
+    For a database error only what contains no values, since its text quotes them: the condition,
+    its SQLSTATE, and names from the schema. What PostgreSQL cannot store, and what a terminal would
     obey, is escaped; its lines stay.
     """
     try:
@@ -55,7 +55,7 @@ def _condition(error: DBAPIError) -> str:
     if code is None:
         driver = type(raised).__module__
         if isinstance(error, OperationalError) and driver.startswith("psycopg"):
-            # Of the connection, which carries no value yet, or none any more.
+            # From the connection, which carries no value yet, or no longer does.
             return one_line(error)
         return f"{driver}.{type(raised).__name__}, without an SQLSTATE"
     text = f"SQLSTATE {code}"

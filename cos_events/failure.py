@@ -27,11 +27,11 @@ from cos_events.telemetry import names
 logger = logging.getLogger(__name__)
 
 LONGEST_ON_BROKER = 60.0
-"""Seconds. A retry that is due later waits in PostgreSQL: a broker shall not fill up with the
+"""Seconds. A retry that is due later waits in PostgreSQL: a broker should not fill up with the
 retries of a long outage, and on Redis a worker would have to keep them in its memory."""
 
 LEDGER_AWAY_DELAY = 5.0
-"""Seconds until the next try when a failure cannot be noted; that try counts as no attempt."""
+"""Seconds until the next try when a failure cannot be noted; that try is not counted."""
 
 
 def fail(  # noqa: PLR0913 - the whole of an attempt
@@ -51,10 +51,10 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
         raw: the envelope, which can be decoded.
         retries: how many retries there were before this attempt.
         error: what went wrong.
-        deaths: how many processes in a row died of it; None to count one more.
+        deaths: how many processes in a row died from it; None to count one more.
 
     Returns:
-        When it runs again, or why it does not; None if another copy has come to an end before.
+        When it runs again, or why it does not; None if another copy has already ended.
 
     Raises:
         Reject: the broker did not take the copy.
@@ -108,7 +108,7 @@ def fail(  # noqa: PLR0913 - the whole of an attempt
 def wait_for_ledger(
     task: Task[Any, Any], raws: Iterable[str], away: Exception, retries: int
 ) -> RetryAfter:
-    """PostgreSQL is away, or was: copies of these come in a while, as if nothing had been tried.
+    """PostgreSQL is or was down: copies of these come later, as if nothing had been tried.
 
     Raises:
         Reject: the broker did not take the copies.
@@ -160,7 +160,7 @@ def _send_again(task: Task[Any, Any], raw: str, seconds: float, retries: int) ->
             apply(
                 args=([raw],),
                 retries=retries,
-                # RabbitMQ knows whole seconds, and a copy that came early would be passed over.
+                # RabbitMQ has whole seconds only, and a copy that came early would be skipped.
                 countdown=math.ceil(seconds),
                 queue=task.name,
                 serializer="json",

@@ -1,4 +1,4 @@
-"""Hands held copies over to the broker, in order, as their queues have room for them."""
+"""Hands held copies to the broker, in order, as their queues have room for them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Feeder:
         engine: on the bus's database.
         wire: to the broker; not shared with other threads.
         depth: the most messages that may wait in a queue.
-        lost_after: seconds after which a released copy that nobody has had counts as lost.
+        lost_after: seconds after which a released copy that was not received counts as lost.
     """
 
     def __init__(self, engine: Engine, wire: BrokerWire, depth: int, lost_after: float) -> None:
@@ -57,7 +57,7 @@ class Feeder:
         )
 
     def _turn(self, name: str, holding: bool, paused: bool, room: int) -> int:
-        # Held for as long as copies are on their way: another feeder would see an old depth.
+        # Held while copies are on their way: another feeder would see an old depth.
         with self._engine.begin() as guard:
             if not locks.subscription(guard, name, wait=False):
                 return 0
@@ -78,7 +78,7 @@ class Feeder:
 
     def _probe(self, name: str, holding: bool) -> int:
         if not holding:
-            # What arrives meanwhile would only pass through the workers' hands.
+            # What arrives meanwhile would only pass through the workers.
             with self._engine.begin() as connection:
                 held.start_holding(connection, name)
         return self._feed(name, 1, probe=True)
@@ -102,13 +102,13 @@ class Feeder:
 
 
 def each_by_itself(turns: Iterable[Callable[[], int]]) -> int:
-    """Give each subscription its turn, though the queue of another one cannot be used.
+    """Give each subscription its turn, even if another one's queue cannot be used.
 
     Returns:
         The sum of what they return.
 
     Raises:
-        BroadcastError: one failed; the broker itself is away, or all the others have had theirs.
+        BroadcastError: one failed; the broker itself is down, or all the others have had theirs.
     """
     done, failed = 0, None
     for turn in turns:

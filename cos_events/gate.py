@@ -1,4 +1,4 @@
-"""Whether a handler may be called right now, and what its being called means for what waits."""
+"""Whether a handler may be called right now, and what its call means for what waits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def may_call(subscriber: Subscriber, envelopes: Collection[Envelope]) -> bool:
             _hold(subscriber, envelopes)
         return False
     with ledger():
-        # An order goes with one event a call.
+        # An order means one event per call.
         return subscriber.order is None or all(map(subscriber.order.take_turn, envelopes))
 
 
@@ -58,7 +58,7 @@ def ended(subscriber: Subscriber, envelopes: Iterable[Envelope]) -> None:
 
 
 def count_death(subscriber: Subscriber, envelope: Envelope) -> int:
-    """Count that a process died, or may have died, of this event; returns how many in a row.
+    """Count that a process died, or may have died, from this event; returns how many in a row.
 
     Raises:
         LedgerAway: that could not be written.

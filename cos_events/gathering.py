@@ -1,8 +1,8 @@
 """Several messages of a worker's queue, made into one Celery task.
 
-A task costs more than what it does for one short message. So messages that arrive while every
-process is busy share the next task; where a process is free none waits for another. A subscription
-that handles messages in batches gathers them always.
+A task costs more than the work for one short message. So messages that arrive while every process
+is busy share the next task; when a process is free, none waits for another. A subscription that
+handles messages in batches always gathers them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kombu.message import Message
 from cos_events.incoming import Merge
 
 TASK_SECONDS = 0.05
-"""How long the calls of one task shall take: what a killed worker has done is done again."""
+"""How long the calls of one task should take: what a killed worker has done is done again."""
 
 MAX_AT_ONCE = 100
 """The most messages of one task that were not gathered on purpose."""
@@ -75,8 +75,8 @@ class Batching:
 class Queueing:
     """Gathers messages that arrive together, or while every process has a task.
 
-    Each kind of message has a lane of its own; the lanes share the processes in fair turn. So many
-    messages of a lane go together as have lately taken `TASK_SECONDS`. Where a process is free, a
+    Each kind of message has its own lane; the lanes share the processes in fair turn. As many
+    messages of a lane go together as have lately taken `TASK_SECONDS`. When a process is free, a
     message never waits for one that has not arrived.
 
     Parameters:
@@ -99,7 +99,7 @@ class Queueing:
         self._lock = threading.Lock()
 
     def lane(self, merge: Merge, most: int = MAX_AT_ONCE) -> Lane:
-        """One for messages of which `merge` makes a task, of at most so many."""
+        """A lane for messages of which `merge` makes a task, at most this many at once."""
         return Lane(self, merge, most)
 
     def add(self, lane: Lane, message: Message) -> None:
@@ -127,7 +127,7 @@ class Queueing:
             try:
                 self._run(lane.merge(parts, end))
             except Exception as error:  # noqa: BLE001 - raised below, once the others have run
-                # Or its process would count as busy for ever.
+                # Otherwise its process would count as busy forever.
                 end()
                 failed = error
         if failed is not None:

@@ -20,7 +20,7 @@ a subscription's workers are not."""
 def problems() -> tuple[str, ...]:
     """What is wrong, as sentences; a database that is away is one. Empty if all is well.
 
-    A paused subscription is no problem of the bus: its condition says why it waits.
+    A paused subscription is not a problem: its condition says why it waits.
     """
     try:
         with explained(), get_watching_engine().connect() as connection:

@@ -28,7 +28,7 @@ class GuardedRoute(APIRoute):
 
 
 def guard(request: Request) -> None:
-    """Let the request through, or answer as if there was nothing here.
+    """Let the request through, or answer as if there were nothing here.
 
     With `COS_EVENTS_DEBUG_TOKEN` set, whoever sends it may; without, in development, this machine.
 

@@ -32,7 +32,7 @@ def create_app() -> FastAPI:
         version=version("cos-events"),
         summary="If the transaction committed, every subscription runs.",
         lifespan=_lifespan,
-        # What is closed shall not be described to everybody either.
+        # What is closed should not be described to everybody either.
         openapi_url=None if production else "/openapi.json",
     )
     app.state.recent = RecentMessages()
@@ -63,7 +63,7 @@ async def _unavailable(_request: Request, error: Exception) -> JSONResponse:
 
 
 async def _failed(request: Request, _error: Exception) -> JSONResponse:
-    # The error itself goes on to the server, which logs it.
+    # The error itself propagates to the server, which logs it.
     return JSONResponse(
         {"detail": "an unexpected error; see the API's log"},
         status_code=500,

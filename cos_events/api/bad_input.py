@@ -29,6 +29,6 @@ async def answer(_request: Request, error: Exception) -> JSONResponse:
 
 
 def _sentence(problem: Any) -> str:
-    # Numbers in it are places in lists, or in a body that is no JSON.
+    # Numbers in it are positions in lists, or in a body that is not JSON.
     names = [each for each in problem["loc"][1:] if isinstance(each, str)] or problem["loc"][:1]
     return f"{'.'.join(names):.64}: {problem['msg']}"

@@ -11,7 +11,7 @@ ESCAPED = 4
 
 
 class BodyLimitMiddleware:
-    """Pure ASGI. Whoever reads a body that is too large gets an HTTP 413; nobody has to read it.
+    """Pure ASGI. Reading a body that is too large raises an HTTP 413; nobody has to read it.
 
     Parameters:
         app: the application behind it.
@@ -36,7 +36,7 @@ class BodyLimitMiddleware:
 
         async def receive_within() -> Any:
             nonlocal received
-            # What is announced as too large is not begun.
+            # What is announced as too large is not even begun.
             check(int(announced) if announced.isdigit() else 0)
             message = await receive()
             received += len(message.get("body", b""))

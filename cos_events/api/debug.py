@@ -1,4 +1,4 @@
-"""`/debug/…`: write a record and see it travel, look at Redis and at what passed."""
+"""`/debug/…`: write a record and see it travel, look at Redis and at recent messages."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ Recent = Annotated[RecentMessages, Depends(_recent)]
 async def write_test_log(recent: Recent, body: TestLog | None = None) -> TestLogResult:
     """Write an L1 record, and say whether it was seen on the channel.
 
-    Answers within the wait also when the broker is away, and without one while Redis is:
+    Answers within the wait even when the broker is down, and at once while Redis is:
     `published` is then false.
     """
     asked = body or TestLog()

@@ -33,7 +33,7 @@ async def live() -> Live:
 
 @router.get("/ready", responses={503: {"model": Ready, "description": "Events are not moving."}})
 def ready(response: Response) -> Ready:
-    """Whether events move: the age of the outbox, and what each subscription still lacks."""
+    """Whether events are moving: the outbox's age, and what each subscription still lacks."""
     problems = list(health.problems())
     if problems:
         response.status_code = status.HTTP_503_SERVICE_UNAVAILABLE

@@ -23,7 +23,7 @@ MOST_BYTES = 4 * 2**20
 """Bytes of their JSON that are kept."""
 
 ANSWER_SECONDS = 0.1
-"""Where Redis does not answer a ping for so long, nothing is waited for."""
+"""If Redis does not answer a ping for this long, nothing is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class RecentMessages:
         self._task = asyncio.create_task(self._listen())
 
     async def stop(self) -> None:
-        """End, and give the connection back."""
+        """Stop, and release the connection."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -61,7 +61,7 @@ class RecentMessages:
         return list(reversed(self._seen))
 
     async def wait_for(self, event_id: UUID, seconds: float) -> datetime | None:
-        """When this event was heard, waiting at most so long; None if it was not.
+        """When this event was heard, waiting at most that long; None if it was not.
 
         Waits no longer than `ANSWER_SECONDS` for a Redis that does not answer, and not at all while
         it is known not to.

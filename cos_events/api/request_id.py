@@ -15,8 +15,8 @@ SCOPE_KEY = "cos_events.request_id"
 class RequestIdMiddleware:
     """Pure ASGI, for any application.
 
-    The id is taken from `X-Request-ID` when it is well formed (`context.request_id_from`), and made
-    otherwise.
+    The id is taken from `X-Request-ID` if it is well formed (`context.request_id_from`), otherwise
+    a new one is made.
 
     Parameters:
         app: the application behind it.

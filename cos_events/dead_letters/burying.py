@@ -32,7 +32,7 @@ def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
 ) -> None:
     """Put an envelope on the subscription's dead-letter queue, with what happened in its headers.
 
-    The ledger has said `dead` already, so a broker that is away loses nothing: `replay` takes the
+    The ledger already says `dead`, so nothing is lost if the broker is down: `replay` takes the
     envelope from the outbox.
     """
     headers = {
@@ -51,7 +51,7 @@ def bury(  # noqa: PLR0913 - what a person wants to know about a dead letter
 
 
 def bury_unusable(app: Celery, subscription: str, raw: str, reason: str) -> None:
-    """Put bytes that are no envelope of ours on the dead-letter queue, with the reason.
+    """Put bytes that are not an envelope of ours on the dead-letter queue, with the reason.
 
     Raises:
         Reject: the broker did not take them; it keeps the original message.

@@ -28,12 +28,12 @@ class DeadLetter:
         subscription: whose.
         event_id: the envelope's `base_log_id`.
         attempts: how often the handler ran for it.
-        deaths: how many processes in a row died of it.
+        deaths: how many processes in a row died from it.
         error: what ended it: the reason, then the last error's type and text.
         first_failed_at: when its first attempt failed.
         died_at: when it was given up.
         envelope: as it was recorded.
-        correction: the envelope that a person wants to be delivered instead.
+        correction: the envelope that a person wants delivered instead.
     """
 
     subscription: str
@@ -48,7 +48,7 @@ class DeadLetter:
 
 
 def find(which: Filter, limit: int | None = None) -> Iterator[DeadLetter]:
-    """These dead letters, those of the oldest events first, read a page at a time.
+    """These dead letters, oldest events first, read a page at a time.
 
     Raises:
         SubscriptionError: there is no such subscription.
@@ -68,7 +68,7 @@ def find(which: Filter, limit: int | None = None) -> Iterator[DeadLetter]:
 
 
 def require(which: Filter) -> None:
-    """Refuse named events that are no dead letters, whatever else is asked of them.
+    """Refuse named events that are not dead letters, whatever else is asked of them.
 
     Raises:
         SubscriptionError: names them; or there is no such subscription.

@@ -1,4 +1,4 @@
-"""What is on a dead-letter queue: copies for other tools, and messages that are no envelopes."""
+"""What is on a dead-letter queue: copies for other tools, and messages that are not envelopes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A message that is no envelope, or of an event that was never recorded here, as it came.
+    """A message that is not an envelope, or whose event was never recorded here, as it came.
 
     Attributes:
         body: its bytes.
         reason: why it cannot be used.
-        died_at: when it was put there; empty where another put it.
+        died_at: when it was put there; empty if something else put it there.
     """
 
     body: bytes

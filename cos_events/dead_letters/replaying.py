@@ -23,7 +23,7 @@ Progress = Callable[[int], object]
 
 
 def count(which: Filter, limit: int | None = None) -> int:
-    """How many dead letters there are of these, or `limit` if there are more.
+    """How many of these dead letters there are, or `limit` if there are more.
 
     Raises:
         SubscriptionError: there is no such subscription.
@@ -37,7 +37,7 @@ def count(which: Filter, limit: int | None = None) -> int:
 def replay(
     which: Filter, limit: int | None = None, on_done: Progress = lambda _: None
 ) -> list[UUID]:
-    """Let dead letters run again, with their attempts counted anew.
+    """Let dead letters run again, counting their attempts from zero.
 
     They are held until their queue has room: a publisher sends them, a second later or when the
     broker is back.
@@ -59,12 +59,12 @@ def replay(
 def purge(
     which: Filter, limit: int | None = None, on_done: Progress = lambda _: None
 ) -> list[UUID]:
-    """Drop dead letters for good; the ledger keeps that they were discarded. As `replay`."""
+    """Drop dead letters for good; the ledger records them as discarded. Otherwise as `replay`."""
     return _in_batches(dead_letters.discard, which, limit, on_done)
 
 
 def correct(letter: DeadLetter, data: Mapping[str, Any]) -> Envelope:
-    """Let a dead letter go out with other content; the outbox keeps what was recorded.
+    """Let a dead letter go out with different content; the outbox keeps what was recorded.
 
     Args:
         letter: of one subscription, as it was found; others have the original.
@@ -74,7 +74,7 @@ def correct(letter: DeadLetter, data: Mapping[str, Any]) -> Envelope:
         The corrected envelope.
 
     Raises:
-        SubscriptionError: it is no dead letter any more, or another one since.
+        SubscriptionError: it is no longer a dead letter, or has changed since.
         InvalidPayload: the content cannot be sent; names the field.
     """
     was = letter.envelope

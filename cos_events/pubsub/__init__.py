@@ -1,9 +1,9 @@
 """The live feed's client: publish on a Redis channel, listen to one, share one pool.
 
-Everything is for `async` code; its twin for threads has the same name with `_sync` at the end.
+Everything is for `async` code; the threaded variant has the same name with `_sync` at the end.
 
-Best effort: what is published while nobody listens, or while Redis is away, is gone. Whoever must
-have every event subscribes to the bus (`cos_events.subscriber`), not to a channel.
+Best effort: what is published while nobody is listening, or while Redis is down, is gone. Whatever
+must receive every event subscribes to the bus (`cos_events.subscriber`), not to a channel.
 """
 
 from cos_events.pubsub.clients import (

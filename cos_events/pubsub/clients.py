@@ -1,4 +1,4 @@
-"""Pooled clients of `REDIS_URL`: one a process for its threads, one for each event loop."""
+"""Pooled clients of `REDIS_URL`: one per process for its threads, one for each event loop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def get_redis_client() -> AsyncRedis:
         for ended in [each for each in list(clients) if each.is_closed()]:
             clients.pop(ended, None)
         client = make_async_client()
-        # A loop has no exit hook, but it closes the asynchronous generators that were begun in it.
+        # A loop has no exit hook, but it closes the asynchronous generators started in it.
         closer = _closed_with_its_loop(loop, client)
         with suppress(StopIteration):
             closer.__anext__().send(None)
@@ -147,7 +147,7 @@ def _make_pool(kind: Any, **changes: Any) -> Any:
         "socket_keepalive": settings.redis_socket_keepalive,
         "health_check_interval": settings.redis_health_check_interval,
         "decode_responses": settings.redis_decode_responses,
-        # With them redis-py takes a pooled connection that the server has closed for a good one.
+        # With them redis-py treats a pooled connection that the server has closed as a good one.
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     try:

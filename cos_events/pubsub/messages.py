@@ -18,7 +18,7 @@ from cos_events.settings import get_settings
 logger = logging.getLogger(__name__)
 
 Message: TypeAlias = Envelope | dict[str, Any] | list[Any] | str | float | bool | None
-"""What can be published; a text is taken for JSON that is already encoded."""
+"""What can be published; a text is treated as JSON that is already encoded."""
 
 _JSON = TypeAdapter(
     dict[str, dict[str, JsonValue]], config=ConfigDict(strict=True, allow_inf_nan=False)
@@ -34,9 +34,9 @@ class ReceivedMessage:
     """One message as a subscriber sees it.
 
     Attributes:
-        channel: where it was published, also when a pattern was subscribed to.
-        data: what was published: text, or bytes where `REDIS_DECODE_RESPONSES` is false.
-        content: the same, decoded: an `Envelope` where it is one, otherwise a JSON value.
+        channel: where it was published, even when a pattern was subscribed to.
+        data: what was published: text, or bytes if `REDIS_DECODE_RESPONSES` is false.
+        content: the same, decoded: an `Envelope` if it is one, otherwise a JSON value.
     """
 
     channel: str
@@ -107,7 +107,7 @@ def _check_size(raw: bytes) -> None:
 
 
 def decode(subscribed_to: str, message: dict[str, Any]) -> ReceivedMessage | None:
-    """What redis-py received, for whoever listens; None if it is no message, or no JSON."""
+    """What redis-py received, for the listener; None if it is not a message, or not JSON."""
     if message["type"] not in ("message", "pmessage"):
         return None
     raw: bytes = message["data"]

@@ -1,4 +1,4 @@
-"""Publishing: quick, and a Redis that is away costs its callers nothing."""
+"""Publishing: quick, and a Redis that is down costs its callers nothing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def redis_breaker() -> CircuitBreaker:
 
 
 async def publish_message(channel: str, message: Message) -> bool:
-    """Publish a message to whoever listens to the channel right now.
+    """Publish a message to whoever is listening to the channel right now.
 
     Args:
         channel: its name, such as `mem0.recorded.cc`.
         message: an `Envelope`, a JSON value, or (any text) JSON that is already encoded.
 
     Returns:
-        Whether Redis took it; True also when nobody listened. False when Redis is away: the
+        Whether Redis took it; True even when nobody listened. False when Redis is down: the
         message is lost. A connection that turns out to be dead is replaced once, and a timeout is
         followed by a second try (`REDIS_RETRY_ON_TIMEOUT`); the message may then go out twice.
 

@@ -30,13 +30,13 @@ _CONNECTION: dict[str, Any] = {
     # A silent second try, or a silent reconnection, would hide a gap.
     "patient": False,
     "health_check_interval": 0,
-    # redis-py would stumble over bytes that are no text.
+    # redis-py would stumble over bytes that are not text.
     "decode_responses": False,
 }
 
 
 class _Feed:
-    """One iterator's connections: when they were last heard of, and how often they failed."""
+    """One iterator's connections: when they last gave a sign of life, and how often they failed."""
 
     def __init__(self, channel: str) -> None:
         settings = get_settings()
@@ -88,10 +88,10 @@ def subscribe_to_channel(
 ) -> AsyncGenerator[ReceivedMessage]:
     """Listen to a channel, or to all whose name matches a pattern such as `mem0.recorded.*`.
 
-    Subscribes when the iteration begins, on a connection of its own. While Redis is away it waits
-    and reconnects, at most 5 s apart; it does not raise. A connection that was silent for
-    `REDIS_HEALTH_CHECK_INTERVAL` seconds is checked. The log says when the feed was down, and from
-    when until when messages may be missed. A message that is not JSON is logged, counted
+    Subscribes when the iteration begins, on its own connection. While Redis is down it waits and
+    reconnects, at most 5 s apart; it does not raise. A connection that was silent for
+    `REDIS_HEALTH_CHECK_INTERVAL` seconds is checked. The log says when the feed was down, and
+    between which times messages may be missed. A message that is not JSON is logged, counted
     (`skipped_messages`) and skipped.
 
     The iterator ends, and its connection with it, when its task is cancelled or by `aclose()`;
@@ -148,9 +148,9 @@ async def _next(pubsub: AsyncPubSub, feed: _Feed) -> object:
 def subscribe_to_channel_sync(
     channel: str, *, on_subscribed: Callable[[], object] | None = None
 ) -> Generator[ReceivedMessage]:
-    """As `subscribe_to_channel`, for a thread of its own: each step blocks until a message comes.
+    """As `subscribe_to_channel`, for its own thread: each step blocks until a message comes.
 
-    It ends by `close()`, or by leaving the loop over it.
+    It ends with `close()`, or when the loop over it is left.
     """
     check_channel(channel)
     return _listen_sync(_Feed(channel), on_subscribed)
@@ -173,7 +173,7 @@ def _listen_sync(
 
 
 def _next_sync(pubsub: PubSub, feed: _Feed) -> object:
-    # None waits for ever, which its annotation forgets.
+    # None waits forever, which its annotation omits.
     if message := pubsub.get_message(timeout=feed.silence):  # type: ignore[arg-type]
         return message
     pubsub.ping()

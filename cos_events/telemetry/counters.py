@@ -1,7 +1,7 @@
 """What is counted in the process where it happens; nothing at all without prometheus-client.
 
-The metrics are in prometheus-client's default registry: an application that shows that one shows
-them too. They are made when first used: until then a worker can decide that its processes share
+The metrics are in prometheus-client's default registry: an application that exposes it shows them
+too. They are created on first use: until then a worker can still decide that its processes share
 their counts.
 """
 
@@ -43,7 +43,7 @@ def observe(metric: Metric, *labels: str, seconds: Iterable[float]) -> None:
 
 
 def show(metric: Metric, *labels: str, value: float) -> None:
-    """Set a gauge; of what several processes show the latest counts. Never raises."""
+    """Set a gauge; if several processes set it, the latest value counts. Never raises."""
     _tell(metric, labels, "set", [value])
 
 
@@ -52,8 +52,8 @@ def share_counts(folder: str) -> None:
 
     Call it before anything is counted, and before a child is forked.
     """
-    # The client reads the variable only when it is imported; which form its values have is private
-    # to it. `tests/integration/telemetry/test_metrics.py` counts in a pool's children.
+    # The client reads the variable only when it is imported; the form of its values is private to
+    # it. `tests/integration/telemetry/test_metrics.py` counts in a pool's children.
     os.environ[SHARED] = folder
     if _INSTALLED:
         shared: Any = client_values

@@ -1,4 +1,4 @@
-"""The envelopes that a worker has in hand, and the trace to which each belongs."""
+"""The envelopes that a worker is handling, and the trace to which each belongs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def in_hand(raw: str) -> Span:
 
 
 def _carried(headers: Any, count: int) -> list[str | None]:
-    # Whatever a message says: it may come from anyone.
+    # Whatever the message contains: it may come from anyone.
     many = headers.get(TRACEPARENTS)
     carried = many if isinstance(many, list) else [headers.get(TRACEPARENT)] * count
     if len(carried) != count:

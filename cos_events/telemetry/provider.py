@@ -21,21 +21,21 @@ _TIMEOUTS = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
 _OTLP = "opentelemetry.exporter.otlp.proto.http"
 
 EXPORT_SECONDS = 5.0
-"""How long a collector may take for a batch, retries included: at its end a process waits for it.
+"""How long a collector may take for a batch, retries included: a process waits for it when it ends.
 The environment may say otherwise; OpenTelemetry's own default is ten."""
 
 
 def configure(role: str) -> None:
-    """Send this process's traces to whom the environment names; otherwise do nothing.
+    """Send this process's traces where the environment says; otherwise do nothing.
 
     To Logfire with a `LOGFIRE_TOKEN`, or the credentials that its commands leave in `.logfire`. To
     a collector, by OTLP over HTTP, with `OTEL_EXPORTER_OTLP_ENDPOINT` or
     `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`. To standard output with `OTEL_TRACES_EXPORTER=console`;
     `none` sends nothing. A tracer provider that the application has set stays.
-    Harmless a second time.
+    Calling it again is harmless.
 
     It starts threads, so call it after a fork, in the child, and not in a process that forks: a
-    lock that one of them holds just then would never be released in the child.
+    lock that one of them holds at that moment would never be released in the child.
 
     Args:
         role: what the process does, such as `worker`; the service is then `cos-events-worker`,
@@ -70,7 +70,7 @@ def flush(timeout: float = 2.0) -> None:
 
     provider: Any = trace.get_tracer_provider()
     if hasattr(provider, "force_flush"):
-        # It does not look at its timeout: a silent collector would hold us up for the exporter's.
+        # It ignores its timeout: a silent collector would hold us up for as long as the exporter's.
         sending = Thread(target=provider.force_flush, args=(int(timeout * 1000),), daemon=True)
         sending.start()
         sending.join(timeout)

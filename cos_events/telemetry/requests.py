@@ -17,7 +17,7 @@ Application = Callable[[Message, Receive, Send], Awaitable[None]]
 class TraceRequests:
     """ASGI middleware: times each request, and continues the caller's trace if it names one.
 
-    Put it outside of what else the application does, so that all of that is within the span.
+    Make it the outermost layer of the application, so that everything else is within the span.
 
     Parameters:
         app: the application that answers.
@@ -45,7 +45,7 @@ class TraceRequests:
             try:
                 await self._app(scope, receive, answer)
             finally:
-                # Known only now, and not the path: that may hold an id.
+                # Known only now; not the path, which may contain an id.
                 if route := getattr(scope.get("route"), "path", None):
                     request.rename(f"{method} {route}")
                     request.set({HTTP_ROUTE: route})

@@ -1,6 +1,6 @@
 """Spans of SQL statements, inside other spans only.
 
-OpenTelemetry's own instrumentation of SQLAlchemy refuses 2.1, times every engine of the process and
+OpenTelemetry's own instrumentation of SQLAlchemy refuses 2.1, times every engine in the process and
 every poll of the relay, and puts PostgreSQL's error text, which quotes values, into its spans.
 """
 

@@ -1,7 +1,7 @@
-"""Spans, by the plain OpenTelemetry API; almost nothing where nobody has asked for traces.
+"""Spans, by the plain OpenTelemetry API; almost nothing if nobody has asked for traces.
 
-A process traces if it has a tracer provider: its own, or that of `configure`. An event's trace
-context is carried on also by one that does not, so that it breaks nobody else's trace.
+A process traces if it has a tracer provider: its own, or that of `configure`. One that does not
+trace still passes an event's trace context on, so that it breaks nobody else's trace.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TRACEPARENT = "traceparent"
 
 
 MAX_FAILED = 10
-"""The most spans that are kept of a piece of work that failed for several traces."""
+"""The most spans that are kept for a piece of work that failed for several traces."""
 
 
 def tracing() -> bool:
@@ -37,7 +37,7 @@ def tracing() -> bool:
 
 
 class Span:
-    """What stands for a span where nothing is traced; only hands on the trace context that came.
+    """Stands in for a span if nothing is traced; only passes on the trace context that came.
 
     Attributes:
         failed: whether `fail` was called.
@@ -56,7 +56,7 @@ class Span:
         """Say more about it; names are the constants of `names`."""
 
     def rename(self, name: str) -> None:
-        """Call it otherwise, now that more is known."""
+        """Rename it, now that more is known."""
 
     def fail(self, error: BaseException | str) -> None:  # noqa: ARG002 - the traced one looks at it
         """It failed, by an exception, or an error of this kind.
@@ -109,7 +109,7 @@ class _Traced(Span):
 
 
 _merged: ContextVar[Sequence[_Traced]] = ContextVar("cos_events.merged", default=())
-"""Spans of several traces whose work is being done in one go."""
+"""Spans of several traces whose work is being done together."""
 
 
 def in_span() -> bool:
@@ -145,8 +145,8 @@ def start(
         name: which of the table's.
         subject: whose: the subscription.
         attributes: what is known of it.
-        traceparent: the trace context of its parent; what is current by default. Where that is
-            nothing, but several traces are merged, it links to them.
+        traceparent: the trace context of its parent; by default the current one. If there is none,
+            but several traces are merged, it links to them.
     """
     if not tracing():
         return Span(traceparent)
@@ -190,7 +190,7 @@ def spans_for(
 
     Within the `with` it is the current one if there is only one; otherwise what begins there stands
     by itself, and links to all of them. An exception fails those that have not failed; they are
-    kept if they are few: a broker that is away refuses the same hundreds each second.
+    kept if they are few: a broker that is down refuses the same hundreds each second.
 
     Args:
         name: which of the table's.
