@@ -36,9 +36,9 @@ STATEMENT_TIMEOUT_MS = 5_000
 def render() -> tuple[bytes, str]:
     """All metrics in Prometheus's text format, and its content type.
 
-    Those that are counted are this process's, or all processes' that share their counts
-    (`PROMETHEUS_MULTIPROC_DIR`); those that are read are of this moment. A PostgreSQL or a broker
-    that is away is told by `cos_events_up`, and costs a bounded wait.
+    The counted ones are this process's, or those of all processes that share their counts
+    (`PROMETHEUS_MULTIPROC_DIR`); the others are read at this moment. A PostgreSQL or a broker that
+    is down shows in `cos_events_up`, and costs a bounded wait.
 
     Raises:
         ConfigurationError: prometheus-client is not installed.
@@ -50,7 +50,7 @@ def render() -> tuple[bytes, str]:
 
 
 def serve(listen: str) -> None:
-    """Answer scrapes from a thread of this process, for it and the children that it will fork.
+    """Serve scrapes from a thread of this process, for it and the children that it will fork.
 
     Args:
         listen: `host:port`.
@@ -72,7 +72,7 @@ def serve(listen: str) -> None:
 
 
 def share_counts() -> None:
-    """Count together with the children that this process will have: one scrape shows them all."""
+    """Share counts with the children that this process will have: one scrape shows them all."""
     if telemetry.SHARED not in os.environ:
         folder = tempfile.mkdtemp(prefix="cos-events-metrics-")
         atexit.register(_remove, folder, os.getpid())
@@ -83,7 +83,7 @@ class _Books:
     """Prometheus's collector of what PostgreSQL and the broker know; reads them at each scrape."""
 
     def collect(self) -> Iterator[Metric]:
-        """One family for each of these metrics; one whose server is away has no samples."""
+        """One family for each of these metrics; one whose server is down has no samples."""
         from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - an extra
 
         families = {

@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 class NextTurn:
     """Calls functions once the loop has handed out what has arrived. Thread-safe.
 
-    Kombu's loop calls what `Hub.call_soon` was given, then what its timer has due, then waits for
-    an event, for up to a second; so what either of them calls soon waits too. Where the pool is the
-    worker's own process, a task runs within such a call, and its acknowledgement is called soon.
-    What is called here is an event itself.
+    Kombu's loop calls what was given to `Hub.call_soon`, then what its timer has due, then waits
+    for an event, for up to a second; so what either of them schedules "soon" waits too. If the pool
+    is the worker's own process, a task runs within such a call, and its acknowledgement is
+    scheduled soon. What is called here is an event itself.
 
     Parameters:
         hub: the loop.
@@ -33,7 +33,7 @@ class NextTurn:
         hub.add_reader(self._reader, self._run)
 
     def __call__(self, function: Callable[[], object]) -> None:
-        """Have this called; it never is after `close`."""
+        """Have this called; never after `close`."""
         self._due.append(function)
         # A full buffer wakes the loop as one byte does.
         with suppress(OSError):
@@ -52,5 +52,5 @@ class NextTurn:
                 self._due.popleft()()
             except self._hub.propagate_errors:
                 raise
-            except Exception:  # the worker's loop must go on
+            except Exception:  # the worker's loop must continue
                 logger.exception("a task could not be run; its messages wait for a reconnection")

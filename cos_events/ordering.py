@@ -1,4 +1,4 @@
-"""Events of one key, one after another: which key an event has, and whose turn it is."""
+"""Events with the same key, one after another: which key an event has, and whose turn it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OrderBy = str | Callable[[Envelope], object]
 class Order:
     """The order that a subscription asks for.
 
-    An event whose key is missing, None or empty, or cannot be told, has no order.
+    An event whose key is missing, None or empty, or cannot be determined, has no order.
 
     Parameters:
         name: of the subscription.
@@ -37,7 +37,7 @@ class Order:
         self._by = _field(name, by) if isinstance(by, str) else by
 
     def key_of(self, raw: str) -> str:
-        """The key of an envelope's JSON; its own id where it has none."""
+        """The key of an envelope's JSON; its own id if it has none."""
         try:
             envelope = Envelope.decode(raw)
             key = self._by(envelope)
@@ -54,18 +54,18 @@ class Order:
         lost_after = timedelta(seconds=get_settings().redeliver_after)
         with get_engine().begin() as connection:
             locks.order(connection, self._name)
-            # Another copy of it may run, for as long as it likes: nobody else has a turn meanwhile.
+            # Another copy of it may be running, for any length of time: nobody else has a turn.
             wait_at_most(connection, locks.COPY_TIMEOUT_MS)
             return order.take_turn(
                 connection, self._name, envelope.base_log_id, self.key_of, lost_after
             )
 
     def pass_on(self, envelope: Envelope) -> None:
-        """This event has ended: let the next one of its key go. What fails here, the relay does."""
+        """This event has ended: let the next one of its key go; failing that, the relay does."""
         lost_after = timedelta(seconds=get_settings().redeliver_after)
         try:
             with get_engine().begin() as connection:
-                # In a worker's event loop, too, which enforces the time limit of who is waited for.
+                # Also in a worker's event loop, which enforces the time limit of what is awaited.
                 wait_at_most(connection, locks.COPY_TIMEOUT_MS)
                 locks.order(connection, self._name)
                 key = order.key(connection, self._name, envelope.base_log_id)

@@ -1,4 +1,4 @@
-"""A process that one of our commands has started, and that shall not outlive it."""
+"""A process that one of our commands has started, and that must not outlive it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PARENT = "COS_EVENTS_PARENT"
 
 
 def environment_of_child() -> dict[str, str]:
-    """The environment for a process that this one starts, and takes along when it ends."""
+    """The environment for a process that this one starts, and that ends with it."""
     return {**os.environ, PARENT: str(os.getpid())}
 
 
@@ -24,16 +24,16 @@ def has_parent() -> bool:
 
 
 def end_with_parent() -> None:
-    """From now on end, as by SIGTERM, when the command that started this process has ended.
+    """From now on, end as if by SIGTERM when the command that started this process has ended.
 
-    Harmless where none did.
+    Harmless if no command did.
     """
     if has_parent():
         watch(int(os.environ[PARENT]), partial(os.kill, os.getpid(), signal.SIGTERM))
 
 
 def watch(parent: int, end: Callable[[], object]) -> None:
-    """From now on have `end` called, in a thread, once this process has another parent than that.
+    """From now on, have `end` called, in a thread, once this process has a different parent.
 
     Args:
         parent: the pid of the one it was started by.

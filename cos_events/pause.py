@@ -1,4 +1,4 @@
-"""What a worker process knows of pauses: who runs is looked up at most once a second."""
+"""What a worker process knows about pauses: who runs is looked up at most once a second."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cos_events.store.pauses import PauseState
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 1.0
-"""Seconds for which it is believed that none is paused. A handler that is called once too often
-meanwhile meets the same outage, and its event is held as the others. A pause is not believed: it
-may end at any moment, and the one event that probes then would be held."""
+"""Seconds for which "not paused" is cached. A handler that is called once too often meanwhile meets
+the same outage, and its event is held like the others. A pause is not cached: it may end at any
+moment, and the event that is then to probe would be held."""
 
 
 _seen_running: PerProcess[dict[str, float]] = PerProcess(dict)
@@ -33,7 +33,7 @@ def state(name: str) -> PauseState:
         with get_engine().connect() as connection:
             found = pauses.state(connection, name)
     except SQLAlchemyError:
-        # The attempt itself will meet the database, and say so.
+        # The attempt itself will fail on the database, and say so.
         return "running"
     _note(name, found)
     return found
@@ -49,7 +49,7 @@ def pause(name: str, because: str) -> None:
 
 
 def resume(name: str) -> None:
-    """The handler was called and met no outage: go on."""
+    """The handler was called and met no outage: resume."""
     with get_engine().begin() as connection:
         resumed = pauses.resume(connection, name)
     if resumed:

@@ -11,11 +11,11 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FORK_WAITS = 5.0
-"""Seconds. What takes a thread longer waits for a server, and holds no lock meanwhile."""
+"""Seconds. A thread that takes longer is waiting for a server, and holds no lock meanwhile."""
 
 
 class PerProcess(Generic[T]):
-    """Makes its value on first use, and anew in a forked child.
+    """Makes its value on first use, and again in a forked child.
 
     The parent's value is only forgotten in the child, never closed there: its sockets are shared.
     """
@@ -45,7 +45,7 @@ class PerProcess(Generic[T]):
 
 
 class PerThread(threading.local, Generic[T]):
-    """Makes its value on first use in each thread, and anew after a fork."""
+    """Makes its value on first use in each thread, and again after a fork."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -61,7 +61,7 @@ class PerThread(threading.local, Generic[T]):
 
 
 class _Forks:
-    """Has a fork of this process wait for what other threads have in hand."""
+    """Makes a fork of this process wait for what other threads are doing."""
 
     def __init__(self) -> None:
         self._forget()
@@ -89,8 +89,8 @@ class _Forks:
     def wait(self) -> Iterator[None]:
         """Do this in a thread while no child is forked; not within another such.
 
-        A pool's child is forked whenever one is to be replaced. A lock of a library's that a thread
-        held just then, such as that of a pool of connections, would never be released in the child.
+        A pool's child is forked whenever one is replaced. If a thread held a library's lock at that
+        moment, such as a connection pool's, it would never be released in the child.
         """
         self._begin()
         try:
@@ -106,7 +106,7 @@ class _Forks:
 
     def _begin(self) -> None:
         with self._changed:
-            # A fork that waited for whoever begins would wait for ever.
+            # A fork that also waited for newcomers might wait forever.
             self._changed.wait_for(lambda: not self._forking)
             self._busy.add(threading.get_ident())
 

@@ -54,7 +54,7 @@ class Publisher:
     def publish(self, ids: Sequence[int] | None = None, limit: int = BATCH_SIZE) -> int:
         """Publish one batch, in one transaction that holds its rows.
 
-        After one that the broker did not take, a row goes by itself before the next.
+        After a batch that the broker did not take, a single row is tried before the next.
 
         Two publishers never broadcast one row twice, unless one died in between: the row is
         locked until its mark is committed. A failure leaves the rows as they were; nothing is used
@@ -71,9 +71,9 @@ class Publisher:
             BroadcastError: the broker did not take them.
         """
         self._hold_full_queues()
-        # Before anything is written: while the broker is away no row is marked in vain.
+        # Before anything is written: while the broker is down no row is marked in vain.
         self._broadcaster.open()
-        # One row asks whether the broker takes messages again: many would be written in vain.
+        # A single row tests whether the broker takes messages again: many would be written in vain.
         asked = self._publish(ids, 1) if self._was_refused else 0
         return asked + self._publish(ids, limit)
 
@@ -87,7 +87,7 @@ class Publisher:
                 names.PUBLISH, "", [each.traceparent for each in batch]
             ) as spans:
                 batch = [each.continuing(spans[each.traceparent].traceparent) for each in batch]
-                # Read each time: a copy would leave a new subscription's first events to the relay.
+                # Read each time: a cache would leave a new subscription's events to the relay.
                 recipients = subscriptions.load(connection)
                 # First: a batch that fails may be in some queues already, and comes again.
                 self._room.spend(batch, recipients)
@@ -96,7 +96,7 @@ class Publisher:
                 self._was_refused = False
                 holding = [each for each in recipients if each.holding]
                 if holding:
-                    # What a handler has at this moment is not held: the relay looks after it.
+                    # What a handler is running right now is not held: the relay takes care of it.
                     locks.write_past_handlers(
                         connection,
                         [pending.id for pending in batch],
@@ -137,7 +137,7 @@ def _count(batch: Sequence[Pending], since: float, holding: Iterable[Recipient])
 
 
 def make_room() -> QueueRoom:
-    """Knows nothing yet of any queue."""
+    """Knows nothing yet about any queue."""
     return QueueRoom(get_settings().queue_depth, BATCH_SIZE, by_module=broker.on_rabbitmq())
 
 
@@ -158,7 +158,7 @@ def publish_once(ids: Sequence[int] | None = None) -> int:
         return 0
 
 
-# Acknowledged late, which ends its turn among those that gather; see `gathering.py`.
+# Acknowledged late, which ends its turn among those gathered; see `gathering.py`.
 @shared_task(name=PUBLISH_TASK, ignore_result=True, acks_late=True)
 def publish(ids: list[int]) -> int:
     """Publish these outbox rows, unless another publisher has; returns how many went out.

@@ -1,4 +1,4 @@
-"""How much a publisher may still put into each queue before its depth must be looked at again."""
+"""How much a publisher may still put into each queue before it must check its depth again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cos_events.subscription import Recipient
 
 
 class QueueRoom:
-    """Counts what this process has sent, so that depths are asked for rarely. Thread-safe.
+    """Counts what this process has sent, so that depths are queried rarely. Thread-safe.
 
-    Only half of the room that was found is used before the next look: other publishers fill the
+    Only half of the room that was found is used before the next check: other publishers fill the
     same queues.
 
     Parameters:
@@ -46,7 +46,7 @@ class QueueRoom:
                     self._left[each.name] = self._left.get(each.name, 0) - gets
 
     def unknown(self) -> list[str]:
-        """The queues whose depth must be looked at before the next batch."""
+        """The queues whose depth must be checked before the next batch."""
         with self._lock:
             return [name for name, left in self._left.items() if left < self._margin]
 

@@ -36,7 +36,7 @@ NAME, TLS_NAME = "amqp-batch", "amqps-batch"
 """For Celery's `broker_transport`, or Kombu's `transport`; the URL keeps its scheme."""
 
 MAX_READ = 16_384
-"""The most bytes of one turn: what else the event loop has to do shall not wait for long."""
+"""The most bytes per turn: what else the event loop has to do should not wait long."""
 
 _FRAME_OVERHEAD = 8
 """Bytes of a frame besides its payload: AMQP 0-9-1, 4.2.3."""
@@ -51,7 +51,7 @@ and body size. AMQP 0-9-1, 2.3.5.2."""
 class Channel(_pyamqp.Channel):  # type: ignore[misc]
     """Knows which of its deliveries are settled. Thread-safe in that: a task may end in any thread.
 
-    They are kept as runs of neighbours, as few as there are deliveries in hand between them.
+    They are kept as runs of neighbours, no more than the unsettled deliveries between them require.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -60,14 +60,14 @@ class Channel(_pyamqp.Channel):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
 
     def open(self) -> Any:
-        """Open it; after an error py-amqp does so again, and the deliveries begin anew."""
+        """Open it; after an error py-amqp does so again, and deliveries start again from 1."""
         self._last_of_run: dict[int, int] = {}
         self._first_of_run: dict[int, int] = {}
         return super().open()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What is acknowledged in this block goes at its end, in as few frames as possible."""
+        """What is acknowledged in this block is sent at its end, in as few frames as possible."""
         with self._settling:
             if self._gathered is not None:
                 yield
@@ -95,7 +95,7 @@ class Channel(_pyamqp.Channel):  # type: ignore[misc]
     def basic_reject(self, delivery_tag: int, requeue: bool, **options: Any) -> Any:
         """Reject one delivery."""
         with self._settling:
-            # First, as it may fail: it would be acknowledged with its neighbours then.
+            # First, since it may fail: it would then be acknowledged with its neighbours.
             rejected = super().basic_reject(delivery_tag, requeue, **options)
             self._settle(delivery_tag)
             return rejected
@@ -153,9 +153,9 @@ class Connection(_pyamqp.Connection):  # type: ignore[misc]
         super().__init__(*args, frame_handler=_frame_handler, **kwargs)
 
     def collect(self) -> None:
-        """Drop the connection without a word to the server.
+        """Drop the connection without telling the server.
 
-        Kombu's pools do so in each child. py-amqp would shut the socket down, the parent's, too.
+        Kombu's pools do so in each child. py-amqp would shut the socket down, for the parent too.
         """
         transport = self._transport
         if os.getpid() != self._process and transport is not None and transport.sock is not None:
@@ -188,7 +188,7 @@ class Transport(_pyamqp.Transport):  # type: ignore[misc]
             transport.connected = False
             raise
         if not arrived:
-            # py-amqp finds the same, and says so as always.
+            # py-amqp will find the same, and report it as usual.
             connection.drain_events(timeout=0)
         transport._read_buffer += arrived  # noqa: SLF001 - where py-amqp looks before it reads
         while connection.connected and _begins_with_frame(transport._read_buffer):  # noqa: SLF001
@@ -207,13 +207,13 @@ class TLSTransport(Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         if not client.ssl or client.ssl is True:
-            # Kombu's own scheme has the certificate checked, but not whose it is.
+            # Kombu's own scheme verifies the certificate, but not whose it is.
             client.ssl = {"server_hostname": client.hostname}
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Have the loop take what it sees, and what only OpenSSL knows of.
+        """Have the loop read what it sees, and what only OpenSSL knows about.
 
-        Whoever waits for a reply reads no more than that of what was decrypted with it.
+        Code that waits for a reply reads only that, not what was decrypted along with it.
         """
 
         def take_decrypted() -> None:

@@ -1,8 +1,8 @@
 """Sends to a subscription's own queue again what was lost on the way, or behind it.
 
 That is what was published long ago but has no delivery row (its worker was killed, its queue or the
-broker's whole memory was lost), and retries whose time is long over. While messages still wait in
-that queue, its workers are behind: then only what later events have overtaken counts as lost.
+broker's whole memory was lost), and retries long overdue. While messages still wait in that queue,
+its workers are behind: then only what later events have overtaken counts as lost.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ BACKFILL_SIZE = 10_000
 """The most events of a new subscription's history that are held at a time."""
 
 CATCH_UP = 10
-"""How many times as many events a sweep looks at while each has a delivery row."""
+"""How many times more events a sweep looks at while each has a delivery row."""
 
 
 class Redelivery:
-    """Its cost does not grow with the history: a watermark moves behind it.
+    """Its cost does not grow with the history: a watermark follows it.
 
-    Nor with what is above the watermark, which stays while one event waits in a queue: a sweep goes
-    on where the last one ended, and begins at the watermark again after the newest event.
+    Nor with what is above the watermark, which stays while one event waits in a queue: a sweep
+    continues where the last one ended, and after the newest event starts at the watermark again.
 
     Parameters:
         engine: on the bus's database.
         wire: to the broker; not shared with other threads.
         lost_after: seconds from publication, or from a retry's time, until an event counts as lost;
-            longer than a handler takes for all that its process has in hand, or those that take no
-            session may run twice.
+            longer than a handler takes for all that its process has prefetched, or those that take
+            no session may run twice.
     """
 
     def __init__(self, engine: Engine, wire: BrokerWire, lost_after: float) -> None:
@@ -59,7 +59,8 @@ class Redelivery:
         """Send again what is lost, oldest first, a batch for each subscription; returns how many.
 
         Raises:
-            BroadcastError: the broker does not answer, or did not take it; it is due again later.
+            BroadcastError: the broker does not answer, or did not take them; they are due again
+                later.
         """
         try:
             with self._engine.begin() as connection:
@@ -79,7 +80,7 @@ class Redelivery:
         if now.last_id < self._horizon or (
             self._seen and now.next_transaction < self._seen.next_transaction
         ):
-            # Another server, which gives out ids again that this one lost.
+            # Another server, which assigns ids again that this one lost.
             self._forget()
         if self._seen and now.oldest_running >= self._seen.next_transaction:
             self._horizon = self._seen.last_id
@@ -144,7 +145,7 @@ class Redelivery:
         )
         again = [row for rows in noted for row in rows]
         if late:
-            # Which a worker with older code may have begun.
+            # A worker with older code may have begun these.
             subscriptions.forget_unwanted(connection, name)
             again += redelivery.take_late_retries(
                 connection, name, self._lost_after, BATCH_SIZE, overtaken=bool(depths.get(name))

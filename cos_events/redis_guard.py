@@ -1,13 +1,13 @@
-"""Keeps a Redis broker's garbage, and its going away, from stopping a worker.
+"""Keeps garbage in a Redis broker, and its outages, from stopping a worker.
 
 Kombu's Redis transport reads a queue's item as its own JSON wrapper and raises in the middle of the
 worker's loop if it is not: the worker ends, and the item is gone. Anybody who can push to the list
 can do that. Here, such an item is wrapped before Kombu looks at it, so that it arrives as a message
-with these bytes, and ends among the dead letters.
+with these bytes, and becomes a dead letter.
 
 When the connection is lost, closing a channel gives its messages back, over a new connection. If
 the transport has been closed by then, Kombu raises an AttributeError, which Celery's worker takes
-for a fault of its own: it ends. Here, that is a lost connection, as it is.
+for a fault of its own: it ends. Here, it is reported as what it is, a lost connection.
 
 Private of Kombu is what this stands on: its `_brpop_read` calls
 `Channel.client.parse_response(connection, "BRPOP")`, `Channel.sep` parts a queue's name from a
@@ -62,7 +62,7 @@ def _receive_garbage(channel: Any) -> None:
 
 
 def payload_of(item: bytes, queue: str) -> tuple[dict[str, Any], bool]:
-    """What Kombu makes a message of, and whether it had to be wrapped for that."""
+    """What Kombu makes a message from, and whether it had to be wrapped for that."""
     try:
         payload = json.loads(item)
         if isinstance(payload, dict) and isinstance(payload.get("body"), dict):

@@ -1,7 +1,7 @@
 """A message in the form in which Kombu's Redis transport writes it into a list or a channel.
 
-The form is what workers with any version of Kombu read, and what a broadcast may be written in as
-well: Kombu's own producer takes three times as long, for each copy anew. A test compares the two.
+Workers with any version of Kombu can read this form. Kombu's own producer takes three times as
+long, and builds each copy again. A test compares the two.
 """
 
 from __future__ import annotations

@@ -1,25 +1,26 @@
 """Kombu's Redis transport, with fewer trips to Redis for each message.
 
-Kombu's own takes three for each: it pops it, notes it among the unacknowledged, and takes it off
-again; and it makes a client for each of these. Here one client serves them all, what else waits in
-a queue is popped along with the first message, within the prefetch window, and acknowledgements go
-together, at most `GATHER_SECONDS` late. Names and forms of the keys are Kombu's, so workers with
-either transport may share a Redis.
+Kombu's own takes three for each: it pops the message, notes it among the unacknowledged, and
+removes it again; and it makes a client for each of these. Here one client serves them all, what
+else waits in a queue is popped along with the first message, within the prefetch window, and
+acknowledgements are sent together, at most `GATHER_SECONDS` late. Names and formats of the keys are
+Kombu's, so workers with either transport may share a Redis.
 
 For any Celery application: import this module, and give `broker_url` the scheme `redis-batch://`
 (`rediss-batch://` for TLS); or keep the URL and set `broker_transport` to one of these. Without
 `ssl_cert_reqs` a TLS server's certificate is checked. Sentinel and Cluster are refused.
 
 What is popped is noted among the unacknowledged in the same script, so that a killed worker loses
-none of it; but for the first message of a fetch, which BRPOP takes, as with Kombu's own. What is
-consumed without acknowledgement comes as many at once in a worker's loop, and in one trip if all is
-(BLMPOP, since Redis 7); a worker that is killed then loses what it has not run.
+none of it, except the first message of a fetch, which BRPOP takes, as with Kombu's own. What is
+consumed without acknowledgement comes many at once in a worker's loop, and in one trip if it
+consumes nothing else (BLMPOP, since Redis 7); a worker that is killed then loses what it has not
+run.
 
-Private of Kombu is what this stands on: `Channel._brpop_start` and `_brpop_read` and what they use
+This relies on private parts of Kombu: `Channel._brpop_start` and `_brpop_read` and what they use
 (`_queue_cycle`, `_q_for_pri`, `_in_poll`, `_brpop_sent_at`, `_flush_brpop_reauth`, `_closing`),
 `_get`, `_maybe_update_queues_expire`, `_handle_message`, `conn_or_acquire`, `_disconnect_pools` and
-`_do_restore_message`, beside what `redis_unacked` names.
-Tests run each of them on a real server.
+`_do_restore_message`, and those that `redis_unacked` names. Tests run each of them on a real
+server.
 """
 
 from __future__ import annotations
@@ -58,15 +59,15 @@ class Channel(_redis.Channel):  # type: ignore[misc]
 
     QoS = QoS
     receives_garbage = True
-    """What is no message of Kombu's is delivered as one, with its bytes."""
+    """What is not a message of Kombu's is delivered as one, with its bytes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._shared: Any = None
         self._to_acknowledge: set[str] = set()
         self.no_ack_consumers: set[str] = set()
-        """Tags of consumers whose messages Kombu lets be acknowledged without a word."""
+        """Tags of consumers whose messages Kombu lets be acknowledged to no effect."""
         self.is_busy: Callable[[], bool] = lambda: False
-        """Whether what still waits shall wait in Redis: what is not acknowledged has no prefetch
+        """Whether what still waits should stay in Redis: what is not acknowledged has no prefetch
         window."""
         self._knows_blmpop = True
         self._command = "BRPOP"
@@ -78,7 +79,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             self.connection.is_known = True
 
     def _refuse_cluster(self) -> None:
-        # Where nobody may ask, any server is let in.
+        # Where asking is not allowed, any server is accepted.
         with suppress(ResponseError):
             if self._client().info("cluster").get("cluster_enabled"):
                 self._disconnect_pools()
@@ -139,7 +140,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
     def _takes_many(self) -> bool:
         """Whether more than one unacknowledged message may come at once.
 
-        In a worker's loop: anyone else may take one, and leave the others to the next.
+        In a worker's loop only: others may take one, and leave the rest to the next.
         """
         return self.loop is not None and self.ack_emulation
 
@@ -150,7 +151,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
                 self._qos.flush()
                 self._put_back_rest()
             except self.connection_errors:
-                # What is noted will be delivered again; what nobody acknowledges is lost.
+                # What is noted will be delivered again; what is not acknowledged is lost.
                 self._closing = True
         super().close()
 
@@ -217,14 +218,14 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         return found
 
     def _pop(self, key: str) -> list[bytes]:
-        """More of what is not acknowledged, beside the first message, which must not be lost."""
+        """More of what is not acknowledged, after the first message, which must not be lost."""
         if self._takes_many():
             with suppress(RedisError):
                 return self._client().rpop(key, MAX_FETCH - 1) or []
         return []
 
     def _deliver_rest(self) -> None:
-        """Deliver what was fetched; where a task runs meanwhile, the loop gets turns in between."""
+        """Deliver what was fetched; if a task runs meanwhile, the loop gets turns in between."""
         loop = self.loop
         try:
             while self.rest:
@@ -243,7 +244,7 @@ class Channel(_redis.Channel):  # type: ignore[misc]
             self._deliver_rest()
 
     def _put_back_rest(self) -> None:
-        # The last one first, so that they stand as they stood.
+        # The last one first, so that they are in the same order again.
         rest, self.rest = self.rest, []
         for queue, payload in rest:
             tag = payload["properties"]["delivery_tag"]
@@ -269,7 +270,7 @@ class Transport(_redis.Transport):  # type: ignore[misc]
                 "use sentinel:// and leave broker_transport alone"
             )
         if client.transport_cls == TLS_NAME and not client.ssl:
-            # Kombu does so for its own scheme alone, and without a look at the certificate.
+            # Kombu does so only for its own scheme, and without checking the certificate.
             client.ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         super().__init__(client, **kwargs)
 

@@ -1,11 +1,11 @@
-"""What is unacknowledged on Redis: noted by the script that fetches it, taken off together.
+"""What is unacknowledged on Redis: noted by the script that fetches it, removed together.
 
 Kombu keeps these messages in a hash by their delivery tags, each as `[message, exchange, routing
 key]`, and the times at which they were delivered in a sorted set; after the visibility timeout a
-worker puts back what is still there. Keys and forms here are Kombu's, so that workers with its own
-transport do so for ours, and ours for theirs.
+worker puts back what is still there. Keys and formats here are Kombu's, so that workers with its
+own transport do so for ours, and ours for theirs.
 
-Private of Kombu is what this stands on: `QoS.unacked_key` and `unacked_index_key`, that
+This relies on private parts of Kombu: `QoS.unacked_key` and `unacked_index_key`, that
 `QoS.restore_by_tag` reads that form, and `Channel.conn_or_acquire`. Tests run each of them on a
 real server.
 """
@@ -27,16 +27,16 @@ from cos_events.redis_guard import payload_of, wrap
 _redis: Any = redis
 
 GATHER_SECONDS = 0.02
-"""At most so long an acknowledgement waits for others."""
+"""The longest time that an acknowledgement waits for others."""
 
 AGAIN_SECONDS = 1.0
-"""After a refusal acknowledgements are tried again."""
+"""After a refusal, acknowledgements are tried again after this time."""
 
 MAX_GATHERED = 100
-"""So many acknowledgements go at once."""
+"""How many acknowledgements are sent at once."""
 
 MAX_FETCHED_BYTES = 1 << 20
-"""So many bytes end a fetch of what is acknowledged: Redis serves nobody else meanwhile."""
+"""A fetch of what is acknowledged ends after this many bytes: it blocks Redis for others."""
 
 _TAKE = """
 local mark = '"delivery_tag": "'
@@ -61,16 +61,16 @@ for number = tonumber(ARGV[2]), tonumber(ARGV[3]) do
 end
 return found
 """
-"""Notes the message at hand among the unacknowledged, then pops and notes more of the queue.
+"""Notes the current message among the unacknowledged, then pops and notes more of the queue.
 
-By the tag that the message itself brings, as Kombu does: then the acknowledgement of a task that
-ran longer than the visibility timeout takes off the copy too, and a script that is sent twice
-forgets nothing. Where that is not to be found at a glance, by one of this channel's.
+Uses the tag that the message itself carries, as Kombu does: then the acknowledgement of a task that
+ran longer than the visibility timeout removes the copy too, and a script that is sent twice forgets
+nothing. If that tag is not easily found, it uses one of this channel's.
 """
 
 
 class QoS(_redis.QoS):  # type: ignore[misc]
-    """Unacknowledged messages: noted by the fetch, taken off together."""
+    """Unacknowledged messages: noted by the fetch, removed together."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,9 +83,9 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         self._is_due = False
 
     def can_consume(self) -> bool:
-        """Whether there is room, and enough for a fetch; while acknowledgements gather, room does.
+        """Whether there is room, and enough for a fetch; while acknowledgements gather, so does it.
 
-        In a prefork worker it comes by ones and twos, each of which would cost a trip.
+        In a prefork worker room comes in ones and twos, each of which would cost a trip.
         """
         if self.channel.rest or self.channel.is_busy():
             return False
@@ -102,11 +102,11 @@ class QoS(_redis.QoS):  # type: ignore[misc]
             client: of Redis.
             key: the list that it was popped from: the queue's, for one of its priorities.
             queue: its name.
-            item: the message, as it stood there.
-            most: so many messages in all.
+            item: the message, as it was there.
+            most: how many messages in all.
 
         Returns:
-            What Kombu makes messages of, the first one first.
+            What Kombu makes messages from, the first one first.
         """
         if self._script is None or self._script.registered_client is not client:
             self._script = client.register_script(_TAKE)
@@ -157,7 +157,7 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         try:
             self.flush()
         except ResponseError:
-            # Redis may not write at this moment: it has no replica, or its disk is full.
+            # Redis may be unable to write at this moment: it has no replica, or its disk is full.
             self._is_due = True
             loop.call_later(AGAIN_SECONDS, self._flush_when_due, loop)
             raise
@@ -181,7 +181,7 @@ class QoS(_redis.QoS):  # type: ignore[misc]
         del self._acknowledged[: len(done)]
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """Put a message back; what is no message of Kombu's is wrapped as one first."""
+        """Put a message back; what is not a message of Kombu's is wrapped as one first."""
         with self.channel.conn_or_acquire(client) as own:
             note = own.hget(self.unacked_key, tag) or b""
             item, ours, queue = note[1:-1].rpartition(b',"",')

@@ -1,7 +1,7 @@
-"""Finds what every other part of the bus may have lost, and sees to it.
+"""Finds what every other part of the bus may have lost, and deals with it.
 
-A thread of each publisher, any number of which may run at once, that sweeps again and again:
-outbox rows that no wake-up came for are published, what everybody has had long ago is dropped
+A thread in each publisher, any number of which may run at once, that sweeps again and again:
+outbox rows that got no wake-up are published, what every subscription received long ago is dropped
 (`retention.py`), queues are fed with what was held (`feeder.py`), and what was lost is sent again
 (`redelivery.py`).
 """
@@ -49,7 +49,7 @@ class Relay:
         self._thread.start()
 
     def stop(self, timeout: float = 5.0) -> None:
-        """End after the sweep in hand, waiting at most `timeout` seconds for it."""
+        """End after the current sweep, waiting at most `timeout` seconds for it."""
         self._stopping.set()
         self._thread.join(timeout)
 
@@ -58,7 +58,7 @@ class Relay:
         feeder = Feeder(engine, wire, settings.queue_depth, settings.redeliver_after)
         redelivery = Redelivery(engine, wire, settings.redeliver_after)
         retention = Retention(engine, settings.retain_for)
-        # Each with its own breaker: where one always fails, the others go on.
+        # Each with its own breaker: if one always fails, the others continue.
         sweeps: dict[str, Callable[[], int]] = {
             "publishing": self._publish,
             "retention": retention.sweep,
@@ -81,7 +81,7 @@ class Relay:
 
 
 def _swept(sweep: Callable[[], int], breaker: CircuitBreaker) -> int:
-    """How much it has moved; nothing where it failed."""
+    """How much it has moved; nothing if it failed."""
     try:
         with forks.wait(), breaker:
             return sweep()

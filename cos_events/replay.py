@@ -1,4 +1,4 @@
-"""History runs again for one subscription, because a person wants it to."""
+"""Runs history again for one subscription, because a person wants it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH_SIZE = 5_000
 """Events in one transaction."""
 
 PATIENCE = 5.0
-"""Seconds in which what a handler has is tried again, once all the others are held."""
+"""Seconds in which events that a handler is running are tried again, once the others are held."""
 
 
 def count(subscription: str, selection: Selection) -> int:
@@ -45,7 +45,7 @@ def run_again(
         on_done: told how many more are held.
 
     Returns:
-        How many events it was; and how many more were left out, since a handler has them.
+        How many events it was; and how many more were left out, since a handler was running them.
 
     Raises:
         SubscriptionError: there is no such subscription.
@@ -78,12 +78,12 @@ def _next_page(subscription: str, selection: Selection, after: int, through: int
 
 
 def _hold(subscription: str, ids: Sequence[int]) -> tuple[int, list[int]]:
-    """Hold these at once; if a handler has the row of one, each half by itself, and so on.
+    """Hold these at once; if a handler holds the row of one, each half by itself, and so on.
 
-    In transactions of their own: live deliveries of the others would wait for that handler, too.
+    In separate transactions: otherwise live deliveries of the others would wait for that handler.
 
     Returns:
-        How many there were; and the ids of those that a handler has.
+        How many there were; and the ids of those that a handler is running.
     """
     try:
         with get_engine().begin() as connection:

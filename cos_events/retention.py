@@ -1,4 +1,4 @@
-"""Drops what every subscription has had, once it is old enough."""
+"""Drops what every subscription has received, once it is old enough."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ REST = 60.0
 class Retention:
     """A part of the relay; any number may run, one at a time does.
 
-    Each sweep looks at one batch, going on where the last one ended, so that what must stay (a dead
-    letter) is not looked at again and again.
+    Each sweep looks at one batch, continuing where the last one ended, so that what must stay (a
+    dead letter) is not looked at again and again.
 
     Parameters:
         engine: on the bus's database.

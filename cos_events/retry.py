@@ -1,4 +1,4 @@
-"""What becomes of a delivery that failed: decides by Celery's task options, does nothing."""
+"""What becomes of a failed delivery: decides by Celery's task options, and does nothing itself."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Errors = tuple[type[BaseException], ...]
 
 
 def check_errors(option: str, errors: object) -> None:
-    """Refuse what is no tuple, or list, of exception classes.
+    """Refuse what is not a tuple, or list, of exception classes.
 
     Raises:
         SubscriptionError: names the option.
@@ -36,7 +36,7 @@ def check_errors(option: str, errors: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """It runs again after so many seconds."""
+    """It runs again after this many seconds."""
 
     seconds: float
 
@@ -49,8 +49,8 @@ class Dead:
 
 
 FEWEST_DEATHS = 2
-"""Of a message that the broker has lost nobody knows whether a worker had it: that counts as one
-death, and must not end it."""
+"""If the broker loses a message, nobody knows whether a worker had it: that counts as one death,
+and must not end it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,14 @@ class RetryPolicy:
 
     Attributes:
         autoretry_for: the errors that are tried again; every exception.
-        dont_autoretry_for: the errors that are not, though `autoretry_for` has them.
+        dont_autoretry_for: the errors that are not, even if `autoretry_for` covers them.
         max_retries: how often after the first attempt; None for no limit.
         retry_backoff: True, or the first delay in seconds, which doubles each time; False for
             always `default_retry_delay`.
         retry_backoff_max: the longest delay, in seconds.
-        retry_jitter: draw the delay from nought to its value, so that retries spread.
+        retry_jitter: draw the delay between zero and its value, so that retries spread.
         default_retry_delay: seconds, without backoff.
-        max_deaths: how many processes in a row may die of one message before it is a dead letter;
+        max_deaths: how many processes in a row may die from one message before it is a dead letter;
             at least `FEWEST_DEATHS`.
     """
 
@@ -102,7 +102,7 @@ class RetryPolicy:
         return policy
 
     def decide(self, error: BaseException, retries: int, deaths: int = 0) -> RetryAfter | Dead:
-        """What follows `error` after `retries` earlier retries, and so many deaths in a row."""
+        """What follows `error` after `retries` earlier retries and `deaths` deaths in a row."""
         if deaths >= self.max_deaths:
             return Dead(f"killed its worker {deaths} times")
         if isinstance(error, Rejected | Reject):
@@ -110,7 +110,7 @@ class RetryPolicy:
         listed = isinstance(error, tuple(self.autoretry_for)) and not isinstance(
             error, tuple(self.dont_autoretry_for)
         )
-        # Whatever kills a process is no exception that anybody could list.
+        # What kills a process is not an exception that anybody could list.
         if not listed and not isinstance(error, WorkerLostError):
             return Dead("not an error to retry")
         if self.max_retries is not None and retries >= self.max_retries:

@@ -1,4 +1,4 @@
-"""Celery's task message, protocol 2, for whoever builds one without a Celery task at hand.
+"""Celery's task message, protocol 2, for code that builds one without a Celery task.
 
 See "Message Protocol" in Celery's documentation; a contract test holds this against Celery.
 """

@@ -15,16 +15,16 @@ logger = logging.getLogger(__name__)
 
 
 class Bindings:
-    """What this connection has declared already, so that each is declared once.
+    """What this connection has already declared, so that each is declared once.
 
     A queue is bound to the exchange of each module that its subscription wants, and unbound while
-    it is holding: what the exchange does not copy then waits in PostgreSQL. From what it wants no
-    more it is unbound, too.
+    it is holding: what the exchange does not copy then waits in PostgreSQL. It is also unbound from
+    modules that it no longer wants.
 
     Parameters:
         connection: to RabbitMQ.
         unbound: which queue was unbound from which module, and what its subscription wanted; may
-            outlive the connection, since nobody binds it again before that wants something else.
+            outlive the connection, since nobody binds it again until its subscription changes.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Bindings:
         try:
             declare(self._connection, [exchange])
         except self._connection.channel_errors as error:
-            # One exchange that somebody made otherwise must not stop all the others.
+            # One exchange that somebody declared differently must not stop all the others.
             logger.error(  # noqa: TRY400
                 "exchange %s cannot be used: %s; delete it; the relay delivers its events "
                 "meanwhile",
@@ -74,7 +74,7 @@ class Bindings:
             if recipient.holding:
                 unbind(self._connection, queue, module)
         except self._connection.channel_errors as error:
-            # One queue that somebody made otherwise must not stop all the others.
+            # One queue that somebody declared differently must not stop all the others.
             logger.error(  # noqa: TRY400
                 "queue %s cannot be used: %s; delete it", queue.name, one_line(error)
             )

@@ -38,14 +38,14 @@ class Broadcaster:
         """Send a batch of envelopes.
 
         Raises:
-            BroadcastError: the broker did not take it; the channel then has not had it either.
+            BroadcastError: the broker did not take it; then it did not go to the channel either.
         """
         with telemetry.span(names.BROADCAST, attributes={names.COUNT: len(batch)}):
             self._broker.send(batch, recipients)
             self._channel.send(batch)
 
     def close(self) -> None:
-        """Give both connections back."""
+        """Release both connections."""
         self._broker.close()
         self._channel.close()
 
@@ -56,7 +56,7 @@ def make_wire() -> BrokerWire:
 
 
 def send_to_queue(name: str, copies: Sequence[Copy]) -> None:
-    """Put copies into a subscription's queue, over a connection for them alone; see `BrokerWire`.
+    """Put copies into a subscription's queue, over a separate connection; see `BrokerWire`.
 
     Raises:
         BroadcastError: the broker did not take them.

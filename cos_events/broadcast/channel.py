@@ -1,4 +1,4 @@
-"""The live feed: envelopes on Redis channels, for whoever listens right now."""
+"""The live feed: envelopes on Redis channels, for whoever is listening right now."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class ChannelWire:
             telemetry.count(names.CHANNEL_MISSED, by=len(batch))
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Release the connection."""
         self._client.close()

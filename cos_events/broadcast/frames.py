@@ -1,8 +1,8 @@
 """A message as the frames in which AMQP 0-9-1 sends it to a server.
 
-py-amqp builds a message's method and properties anew each time, and writes each message by itself:
+py-amqp rebuilds a message's method and properties each time, and writes each message by itself:
 two thirds of a publisher's time in batches. Those of one batch differ in little more than their
-body. The values within the frames are still written by py-amqp; a test compares the whole with what
+body. The values within the frames are still encoded by py-amqp; a test compares the whole with what
 it would have sent.
 """
 
@@ -45,7 +45,7 @@ def frames_of(  # noqa: PLR0913 - what a message is made of
 
     Args:
         body: UTF-8.
-        headers: of what AMQP's tables hold.
+        headers: of values that AMQP's tables can hold.
         channel: the number of the channel that it goes through.
         frame_max: the most bytes of a frame, as agreed with the server.
         exchange: where it goes; by default the one that knows each queue by its name.

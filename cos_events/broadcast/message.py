@@ -20,7 +20,7 @@ def headers_of(traceparent: str | None) -> dict[str, Any]:
 def message_of(name: str, copy: Copy) -> tuple[str, dict[str, Any]]:
     """The body and headers of a copy for the subscription `name`.
 
-    A first attempt is the plain envelope; only a task message can say how many there were.
+    A first attempt is the plain envelope; only a task message can carry how many there were.
     """
     headers = headers_of(copy.traceparent)
     if copy.redelivered:

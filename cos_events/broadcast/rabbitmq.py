@@ -1,6 +1,6 @@
-"""RabbitMQ: a durable fanout exchange a module, a quorum queue a subscription.
+"""RabbitMQ: a durable fanout exchange per module, a quorum queue per subscription.
 
-Private of py-amqp is what the batch's frames stand on: `Channel.events`, `Channel.channel_id`,
+The batch's frames rely on private parts of py-amqp: `Channel.events`, `Channel.channel_id`,
 `Connection.frame_max` and `Connection.transport.write`. Tests of both directions, on a real server:
 `tests/integration/test_broker_wire.py`; of the frames: `tests/unit/test_frames.py`.
 """
@@ -25,11 +25,11 @@ from cos_events.subscription import Recipient
 from cos_events.topology import channel_name, declare, subscription_queue
 
 DECLARE_AGAIN_AFTER = 30.0
-"""Seconds after which exchanges, queues and bindings are declared once more: somebody may have
-deleted one, and RabbitMQ drops without a word what no binding takes."""
+"""Seconds after which exchanges, queues and bindings are declared again: somebody may have deleted
+one, and RabbitMQ silently drops what no binding takes."""
 
 MAX_UNSENT = 256 * 1024
-"""Bytes of messages that go to the server in one go, but for the last message."""
+"""Bytes of messages that are sent to the server at once, not counting the last message."""
 
 
 class RabbitMQWire:
@@ -80,7 +80,7 @@ class RabbitMQWire:
 
     @contextmanager
     def _confirmed(self, what: str) -> Iterator[None]:
-        """What is published within has arrived at the end.
+        """What is published within has arrived by the end.
 
         Raises:
             BroadcastError: RabbitMQ did not take all of it.
@@ -93,7 +93,7 @@ class RabbitMQWire:
             self.close()
             raise BroadcastError(f"RabbitMQ did not take {what}: {one_line(error)}") from error
         except BaseException:
-            # Half a frame may be on its way, which nothing may follow.
+            # Half a frame may have been sent, which nothing may follow.
             self.close()
             raise
 

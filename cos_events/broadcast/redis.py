@@ -1,6 +1,6 @@
-"""Redis: one message of its own for each subscription, and the live fanout exchange.
+"""Redis: a separate message for each subscription, and the live fanout exchange.
 
-Private of Kombu is what the pipeline stands on: `Channel.conn_or_acquire` and
+The pipeline relies on private parts of Kombu: `Channel.conn_or_acquire` and
 `Channel.keyprefix_fanout`. `tests/integration/test_broker_wire.py` receives what it sends with
 Kombu, on a real server.
 """
@@ -28,14 +28,14 @@ from cos_events.topology import channel_name
 logger = logging.getLogger(__name__)
 
 MAX_BUFFERED = 2_000_000
-"""The most characters of one pipeline, but for its last message."""
+"""The most characters in one pipeline, not counting its last message."""
 
 
 class RedisWire:
     """Pushes into each queue's list; the fanout exchange is for live listeners only.
 
     A plain list push needs no binding, so it survives FLUSHALL. A Redis fanout keeps nothing for
-    the absent.
+    absent listeners.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class _Pipeline:
             answers = commands.execute(raise_on_error=False)
         for queue, answer in zip_longest(self._pushed, answers):
             if queue is not None and "WRONGTYPE" in str(answer):
-                # One key that somebody uses otherwise must not stop all the others.
+                # One key that somebody uses for something else must not stop all the others.
                 _complain(queue, str(answer))
             elif isinstance(answer, Exception):
                 raise answer

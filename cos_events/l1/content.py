@@ -10,7 +10,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Content(BaseModel):
-    """Base of both: fields that are not named here become free attributes."""
+    """Base of both: fields that are not listed here become free attributes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

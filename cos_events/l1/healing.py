@@ -1,4 +1,4 @@
-"""L1 rows that were written past `log_l1`, by raw SQL or COPY, and so have no event."""
+"""L1 rows that were written without `log_l1`, by raw SQL or COPY, and so have no event."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cos_events.store import locks, retention
 from cos_events.store.models import OutboxRow
 
 PAGE = 5_000
-"""L1 rows that are looked at in one statement."""
+"""L1 rows that are examined in one statement."""
 
 
 @dataclass(slots=True)
@@ -54,8 +54,8 @@ def find(
 ) -> Unrecorded:
     """Find the L1 rows that have no event, and give them one if `heal` is set.
 
-    Rows older than what retention has dropped are not looked at. Each page is one transaction; two
-    that heal at once give a row one event.
+    Rows older than what retention has dropped are not examined. Each page is one transaction; two
+    that heal at once give a row only one event.
 
     Args:
         engine: on the bus's database.

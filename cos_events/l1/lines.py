@@ -104,10 +104,10 @@ def record_lines(  # noqa: PLR0913 - the options of the command
     on_read: Callable[[int], None] = lambda _bytes: None,
     on_refused: Callable[[int, str], None] = lambda _line, _why: None,
 ) -> Summary:
-    """Record each line by `write`, `batch` in a transaction; keep refused ones in the file `keep`.
+    """Record each line with `write`, `batch` per transaction; keep refused ones in file `keep`.
 
     Raises:
-        DatabaseAway: names the line from which to go on; all before it are committed.
+        DatabaseAway: names the line from which to continue; all before it are committed.
     """
     summary = Summary()
     for numbered in _batches(lines, batch, from_line, on_read):
