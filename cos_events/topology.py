@@ -27,8 +27,8 @@ PUBLISH_TASK = "cos_events.publish"
 _DISCARD = Queue(
     "cos_events.discard", Exchange("cos_events.discard", type="fanout"), message_ttl=0.0
 )
-"""Takes the retries of a queue that was deleted; the ledger has them. RabbitMQ's delay queues give
-up no message that cannot be routed, and would block everybody's retries."""
+"""Takes the retries of a queue that was deleted; the ledger has them. RabbitMQ's delay queues never
+give up a message that cannot be routed, and would block everybody's retries."""
 
 _REDELIVER = Exchange(
     "cos_events.redeliver",
@@ -135,13 +135,13 @@ def _quorum(dead_letter_to: str | None = None) -> dict[str, Any]:
 
 
 def unbind(connection: Connection, queue: Queue, module: str) -> None:
-    """Let the exchange of `module` copy nothing into this queue; harmless where it does not."""
+    """Stop the exchange of `module` copying into this queue; harmless if it does not."""
     with connection.channel() as channel:
         queue(channel).unbind_from(fanout_exchange(module)(channel))
 
 
 def declare(connection: Connection, entities: Iterable[Exchange | Queue]) -> None:
-    """Make these exchanges and queues exist on the broker; harmless where they do."""
+    """Make these exchanges and queues exist on the broker; harmless if they already do."""
     with connection.channel() as channel:
         for entity in entities:
             entity(channel).declare()

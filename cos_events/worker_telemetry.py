@@ -1,4 +1,4 @@
-"""What a worker of an installed application tells about itself, from its start to its end."""
+"""What a worker of an installed application reports about itself, from start to end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _answer_prometheus(instance: Any, **_: Any) -> None:
     try:
         serve(listen)
     except CosEventsError as error:
-        # Celery logs what a receiver raises and starts the worker all the same.
+        # Celery logs what a receiver raises and starts the worker anyway.
         raise SystemExit(f"cos-events: {error}") from error
 
 

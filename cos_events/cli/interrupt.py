@@ -27,7 +27,7 @@ PUT_OFF = 0.01
 """Seconds after which an interrupt that found one of them at work comes again."""
 
 MOST_PUT_OFF = 100
-"""So often it is put off; then it is raised all the same: a second is no moment."""
+"""How often it is put off; then it is raised anyway: a second is long enough."""
 
 
 @contextmanager

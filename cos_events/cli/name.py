@@ -22,7 +22,7 @@ class SubscriptionName(click.ParamType[str]):
         from cos_events.store import subscriptions
         from cos_events.store.engine import get_engine
 
-        # A completion is no place for a sentence, whatever is wrong.
+        # A completion is not the place for an error message, whatever is wrong.
         with suppress(Exception):
             adopt_running()
             with get_engine().connect() as connection:

@@ -56,7 +56,7 @@ def for_people(value: object) -> str:
 
 
 def say_left_out(number: int) -> None:
-    """Say how many of those that were asked for a handler has; nothing where it has none."""
+    """Say how many of the requested ones are being handled; nothing if none are."""
     if number:
         click.echo(f"{number:,} are being handled right now and were left out", err=True)
 

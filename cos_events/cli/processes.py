@@ -19,7 +19,7 @@ START_TIMEOUT = 60.0
 """Seconds that a program may take until it is ready."""
 
 STOP_TIMEOUT = 15.0
-"""Seconds that it may take to finish what it has in hand."""
+"""Seconds that it may take to finish what it is doing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Program:
         return self.ready in self.log.read_bytes()[self.since :]
 
     def stop(self) -> None:
-        """Let it finish what it has in hand, for a bounded time; then end it and its children."""
+        """Let it finish what it is doing, for a bounded time; then kill it and its children."""
         self.process.terminate()
         try:
             self.process.wait(STOP_TIMEOUT)

@@ -26,8 +26,8 @@ def backfill(
         name: of the subscription.
         horizon: the last outbox id below which no transaction can still commit.
         limit: the most ids of one call, and the most events that are held at a time.
-        lost_after: when an event that has been published since counts as lost, if nothing is heard
-            of it; a copy of it is on its way.
+        lost_after: when an event that has been published since counts as lost, if no outcome is
+            noted; a copy of it is on its way.
 
     Returns:
         Whether there is history left.
@@ -62,7 +62,7 @@ def backfill(
             with in_bounded_time(connection):
                 hold(connection, [name], page, lost_after)
         except OperationalError:
-            # A handler has one of them at this moment, and may yet fail.
+            # A handler is running one of them at this moment, and may yet fail.
             return True
         advance(connection, name, through)
     if through < row.backfill_until:

@@ -1,4 +1,4 @@
-"""What may be asked of an event, its subscription and its delivery, within any statement."""
+"""Conditions on an event, its subscription and its delivery, for use within any statement."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased
 from cos_events.store.models import STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 
 LATER_LOOKED_AT = 10
-"""Unfinished events of one key behind an event among which one that is on its way is looked for."""
+"""How many unfinished events of a key behind an event are searched for one that is on its way."""
 
 
 def there_is(*conditions: ColumnElement[bool], row: Any = DeliveryRow) -> ColumnElement[bool]:
     """Whether a delivery meets these conditions, looked up for each row of the outer statements.
 
-    PostgreSQL turns EXISTS into a join. With statistics that are old, as after a burst, it then
-    reads a whole history for the sake of a few rows: a sweep of the relay took a second at 10⁶
-    rows, a batch of the feeder four at 50,000. A scalar subquery stays what it is.
+    PostgreSQL turns EXISTS into a join. With stale statistics, as after a burst, it then reads a
+    whole history to find a few rows: a sweep of the relay took a second at 10⁶ rows, a batch of the
+    feeder four at 50,000. A scalar subquery stays one.
 
     Args:
         conditions: on it, and on what the outer statements read.
@@ -50,8 +50,8 @@ def _matches(
 def on_its_way() -> ColumnElement[bool]:
     """Whether a copy of an event without a delivery row is on the broker, or will be.
 
-    Not of the history of before a subscription was known, nor of what is published while it is
-    holding.
+    Not for the history from before a subscription was registered, nor for what is published while
+    it is holding.
     """
     history = and_(
         OutboxRow.id <= SubscriptionRow.backfill_until,
@@ -69,8 +69,8 @@ def expected() -> ColumnElement[bool]:
 def blocked() -> ColumnElement[bool]:
     """Whether an earlier event of the same key has not ended, or a later one is on its way.
 
-    A later one is when this one was committed late, or was a dead letter. It had no earlier one
-    before it then, so few held ones lie between.
+    A later one is on its way if this one was committed late, or was a dead letter. It had no
+    earlier one before it then, so few held ones lie between.
     """
     other = aliased(DeliveryRow)
     of_its_key = (
@@ -96,7 +96,7 @@ def blocked() -> ColumnElement[bool]:
 def held_and_due(name: InstrumentedAttribute[str] | str) -> tuple[ColumnElement[bool], ...]:
     """The conditions of what a subscription's queue should get, as it has room.
 
-    A row whose event is gone can never be sent: it would keep its place before the others.
+    A row whose event is gone can never be sent: it would stay ahead of the others.
     """
     return (
         DeliveryRow.subscription == name,

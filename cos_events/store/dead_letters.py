@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, func, select, tuple_, update
 from cos_events.store.models import AT_ONCE, DeliveryRow, DeliveryState, OutboxRow
 
 Place = tuple[int, str]
-"""Where a list goes on: the outbox id and the subscription of the last one seen."""
+"""Where a list continues: the outbox id and the subscription of the last one seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Filter:
 def find(
     connection: Connection, which: Filter, limit: int, after: Place | None = None
 ) -> list[Any]:
-    """The first of these dead letters, oldest first, with all that is known of them."""
+    """The first of these dead letters, oldest first, with all that is known about them."""
     statement = (
         select(
             DeliveryRow.subscription,
@@ -88,7 +88,7 @@ def count(connection: Connection, which: Filter) -> int:
 
 
 def revive(connection: Connection, which: Filter, limit: int) -> list[UUID]:
-    """Let the first of these run again, as on the first day; returns their events, oldest first."""
+    """Let the first of these run again from scratch; returns their events, oldest first."""
     return _take(
         connection,
         which,

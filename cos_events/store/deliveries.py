@@ -1,4 +1,4 @@
-"""Statements on the delivery ledger: who has had which event."""
+"""Statements on the delivery ledger: who has received which event."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _IS_ONE_OF_THEM = _OUTBOX.event_id == func.any(bindparam("for_events", type_=ARR
 
 
 def _may_run(attempts: ColumnElement[int]) -> ColumnElement[bool]:
-    # An old copy of an event that waits for its retry may not run before that: it would start a
+    # An old copy of an event that waits for its retry must not run before that: it would start a
     # second chain of retries.
     return and_(
         _DELIVERY.state == "retrying",
@@ -58,11 +58,11 @@ def _may_run(attempts: ColumnElement[int]) -> ColumnElement[bool]:
 
 
 def from_outbox(values: Mapping[str, Any], *which: ColumnElement[bool]) -> Insert:
-    """An INSERT of a delivery row for each of these events of the outbox.
+    """An INSERT of a delivery row for each of these events in the outbox.
 
     Args:
-        values: of the columns, of which `event_id` and `outbox_id` are the event's own if not
-            given; expressions, or plain values.
+        values: of the columns; `event_id` and `outbox_id` are the event's own if not given;
+            expressions, or plain values.
         which: the events.
     """
     row = {"event_id": _OUTBOX.event_id, "outbox_id": _OUTBOX.id, **values}
@@ -75,11 +75,11 @@ def from_outbox(values: Mapping[str, Any], *which: ColumnElement[bool]) -> Inser
 def _unless_ended(
     subscription: ColumnElement[str] | str, values: Mapping[str, Any], which: ColumnElement[bool]
 ) -> Insert:
-    """`from_outbox` for events of which copies came, but for those that have ended here.
+    """`from_outbox` for events whose copies arrived, except those that have ended here.
 
-    Their rows would be in conflict all the same, unless retention is dropping them: a statement
-    that still sees such an event would wait for that row to go, and then insert it anew. It still
-    sees that row, too.
+    Their rows would conflict anyway, unless retention is dropping them: a statement that still sees
+    such an event would wait for that row to go, and then insert it again. But it also still sees
+    that row.
     """
     ended = (
         select(or_(DeliveryRow.state == "delivered", DeliveryRow.state == "discarded"))
@@ -104,7 +104,7 @@ def _make_upsert() -> Executable:
     given = ("state", "attempts", "deaths", "error")
     written = {
         **{name: bindparam(f"new_{name}", type_=_DELIVERY[name].type) for name in given},
-        # By PostgreSQL's clock, which also says when that is over.
+        # By PostgreSQL's clock, which also decides when that has passed.
         "next_attempt_at": func.now() + bindparam("new_wait", type_=Interval),
     }
     statement = _unless_ended(_SUBSCRIPTION, written, _IS_ONE_OF_THEM)
@@ -123,7 +123,7 @@ _HAD = (
         _DELIVERY.correction,
     )
     .where(_DELIVERY.subscription == _SUBSCRIPTION, _DELIVERY.event_id == _OUTBOX.event_id)
-    # Not to be made a join of: PostgreSQL would read all rows of a small ledger for a batch.
+    # Must not become a join: PostgreSQL would read all rows of a small ledger for a batch.
     .limit(1)
     .lateral()
 )
@@ -135,11 +135,11 @@ _DUE = (
 
 
 class Settled(NamedTuple):
-    """That the subscription has had an event, which it had not before.
+    """Notes that the subscription has now received an event that it had not received before.
 
     Attributes:
         age: seconds since the event was recorded.
-        correction: the envelope that a person wants to be handled instead.
+        correction: the envelope that a person wants handled instead.
     """
 
     age: float
@@ -156,14 +156,14 @@ class Due(NamedTuple):
 def settle(
     executor: Executor, subscription: str, event_ids: Iterable[UUID], attempts: int
 ) -> dict[UUID, Settled]:
-    """Write that the subscription has had these events.
+    """Write that the subscription has received these events.
 
-    Committed with the handler's own work it makes the effect exactly once: a second copy waits
-    here for the first one's transaction and then is not among the returned. Neither is an event
-    that was never recorded in this database.
+    Committed with the handler's own work, this makes the effect happen exactly once: a second copy
+    waits here for the first one's transaction and then is not among those returned. Neither is an
+    event that was never recorded in this database.
 
     Returns:
-        Those that it had not had.
+        Those that it had not received before.
     """
     rows = _upsert(executor, subscription, event_ids, state="delivered", attempts=attempts)
     return {row.event_id: Settled(row.age, row.correction) for row in rows}
@@ -213,7 +213,7 @@ def _upsert(
 
 
 def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> None:
-    """Let these events wait here until their subscription goes on; no attempt is counted."""
+    """Let these events wait here until their subscription resumes; no attempt is counted."""
     statement = _unless_ended(
         subscription,
         {"state": "held", "attempts": 0, "next_attempt_at": AT_ONCE},
@@ -229,9 +229,9 @@ def hold(executor: Executor, subscription: str, event_ids: Iterable[UUID]) -> No
 
 
 def count_death(executor: Executor, subscription: str, event_id: UUID) -> int:
-    """Count that a process died, or may have died, of this event; returns how often now.
+    """Count that a process died, or may have died, from this event; returns how often so far.
 
-    Nothing is counted for what is delivered or dead, or was never recorded; then 0.
+    Nothing is counted for what is delivered or dead, or was never recorded; then it returns 0.
     """
     statement = _unless_ended(
         subscription,
@@ -251,7 +251,7 @@ def count_death(executor: Executor, subscription: str, event_id: UUID) -> int:
 def due(
     executor: Executor, subscription: str, event_ids: Iterable[UUID], attempts: int
 ) -> dict[UUID, Due]:
-    """Whether attempt number `attempts` at each of these events may run; unrecorded are absent."""
+    """Whether attempt `attempts` at each of these events may run; unrecorded ones are absent."""
     rows = executor.execute(
         _DUE,
         {

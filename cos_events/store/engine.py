@@ -1,4 +1,4 @@
-"""One engine a process on the bus's database."""
+"""One engine per process on the bus's database."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg2
 
-# As SQLAlchemy does at the first engine: a child that was forked meanwhile would wait for ever for
-# a module that a thread of its parent imports.
+# As SQLAlchemy does at the first engine: a child forked meanwhile would wait forever for a module
+# that a thread of its parent is importing.
 import psycopg2.extras
 from psycopg2 import errors
 from sqlalchemy import Connection, Dialect, Engine, create_engine, event, make_url, text
@@ -37,7 +37,7 @@ from cos_events.telemetry import trace_statements
 logger = logging.getLogger(__name__)
 
 _OWN_WAIT = "cos_events_own_wait"
-"""The execution option that says what PostgreSQL's commits wait for by themselves."""
+"""The execution option that says what PostgreSQL's commits wait for by default."""
 
 PATIENCE = {
     "connect_timeout": 5,
@@ -46,13 +46,13 @@ PATIENCE = {
     "keepalives_count": 3,
     "tcp_user_timeout": 30_000,
 }
-"""How long a server is waited for that does not answer, unless the URL says otherwise: seconds to
-accept a connection; until a silent one is tried, between tries, and how many; and milliseconds in
-which what was sent must have arrived. By the system's own a worker would wait for two hours for a
-server whose host is gone."""
+"""How long to wait for a server that does not answer, unless the URL says otherwise: seconds to
+accept a connection; until a silent one is probed, between probes, and how many; and milliseconds in
+which what was sent must have arrived. With the system's defaults a worker would wait two hours for
+a server whose host is gone."""
 
 IDLE_SECONDS = 1.0
-"""A pooled connection that was not used for so long is tried before it is used again."""
+"""A pooled connection that was idle for this long is tested before it is used again."""
 
 
 READ_ONLY = (
@@ -63,7 +63,7 @@ READ_ONLY = (
 
 
 def make_engine(url: str, **options: Any) -> Engine:
-    """An engine that notices a restarted server in time, and puts no values into its errors.
+    """An engine that notices a restarted server in time, and keeps values out of its errors.
 
     Args:
         url: of the database.
@@ -105,8 +105,8 @@ _engine = PerProcess(lambda: make_engine(get_settings().database_url))
 def _connect_relaxed(
     dialect: Dialect, _record: object, arguments: Any, parameters: dict[str, Any]
 ) -> Any:
-    # As the connection's own option: behind a pooler a SET would outlive our transaction, and hold
-    # for those of the pooler's other clients. One that does not pass options on refuses, by name.
+    # As an option of the connection: behind a pooler a SET would outlive our transaction and affect
+    # the pooler's other clients. One that does not pass options on refuses, by name.
     given = parameters.get("options") or os.environ.get("PGOPTIONS", "")
     options = f"{given} -c synchronous_commit=off"
     try:
@@ -126,7 +126,7 @@ def _make_relaxed_engine(**options: Any) -> Engine:
 
 _relaxed_engine = PerProcess(_make_relaxed_engine)
 _autocommit_engine = PerProcess(
-    # A pool of its own: to switch a connection's mode back and forth costs as much as a statement.
+    # A separate pool: switching a connection's mode back and forth costs as much as a statement.
     lambda: _make_relaxed_engine(isolation_level="AUTOCOMMIT")
 )
 
@@ -140,10 +140,10 @@ def get_engine() -> Engine:
 
 
 def get_watching_engine() -> Engine:
-    """One that connects anew each time.
+    """One that reconnects each time.
 
-    For what watches the server: one that stands still, and whose system acknowledges what it is
-    sent, is only found out by not accepting a connection within `connect_timeout`.
+    For what watches the server: one that stands still, while its system acknowledges what it is
+    sent, is noticed only because it does not accept a connection within `connect_timeout`.
     """
     return _watching_engine.get()
 
@@ -154,10 +154,10 @@ def get_autocommit_engine() -> Engine:
 
 
 def get_relaxed_engine() -> Engine:
-    """One more, whose commits do not wait for the disk.
+    """Another one, whose commits do not wait for the disk.
 
-    For what is only repeated if PostgreSQL crashes within a moment after: what its log keeps has no
-    gaps, so nothing that builds on a lost commit outlives it.
+    For what is only repeated if PostgreSQL crashes a moment later: what its log keeps has no gaps,
+    so nothing that builds on a lost commit outlives it.
     """
     return _relaxed_engine.get()
 
@@ -173,10 +173,10 @@ def wait_for_disk() -> None:
 
 
 def get_handlers_engine() -> Engine:
-    """The relaxed engine, for handlers' sessions: what records new events waits all the same.
+    """The relaxed engine, for handlers' sessions: what records new events waits anyway.
 
-    For as long as PostgreSQL says now: it is asked here, since within a handler's transaction it
-    would take a second connection.
+    It waits as PostgreSQL is configured now: that is asked here, since within a handler's
+    transaction it would take a second connection.
     """
     with _engine.get().connect() as connection:
         own = connection.scalar(text("SHOW synchronous_commit"))
@@ -184,7 +184,7 @@ def get_handlers_engine() -> Engine:
 
 
 def wait_when_committing(session: Session, bind: Engine | Connection) -> None:
-    """Let the transaction of a handler's relaxed session wait after all; harmless on another's.
+    """Make the transaction of a handler's relaxed session wait after all; harmless for others.
 
     Args:
         session: in a transaction.
@@ -205,7 +205,7 @@ def lacks_tables(error: DBAPIError) -> bool:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn the errors that a person can mend into sentences.
+    """Turn the errors that a person can fix into sentences.
 
     Raises:
         DatabaseAway: PostgreSQL cannot be reached, refuses the user, or accepts no writes; or all

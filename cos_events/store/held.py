@@ -121,7 +121,7 @@ def release(
     one_key = [] if order_key is None else [DeliveryRow.order_key == order_key]
     first = (
         select(DeliveryRow.event_id)
-        # Those of one that was removed are about to go.
+        # Those of a removed subscription are about to go.
         .join(SubscriptionRow, SubscriptionRow.name == DeliveryRow.subscription)
         .where(*held_and_due(name), ~blocked(), *one_key)
         .order_by(DeliveryRow.next_attempt_at, DeliveryRow.outbox_id)
@@ -156,7 +156,7 @@ def release(
 def take_back(connection: Connection, name: str, event_ids: Sequence[UUID]) -> None:
     """Undo `release` for events whose copies the broker did not take.
 
-    One that a handler has by now was taken all the same.
+    One that a handler is running by now was taken anyway.
     """
     ours = DeliveryRow.subscription == name
     waiting = (

@@ -30,7 +30,7 @@ class Lag:
         subscription: its name.
         paused: its handler is not called.
         holding: its queue is full, and new copies wait in PostgreSQL.
-        events: committed ones that it is still to have; dead letters are not among them.
+        events: committed ones that it has yet to receive; dead letters are not among them.
         seconds: the age of the oldest of those; 0 if there is none.
         states: how many of its deliveries are `held`, `retrying` and `dead`.
     """
@@ -46,8 +46,8 @@ class Lag:
 def lags(connection: Connection) -> list[Lag]:
     """How far each subscription is behind, by name.
 
-    What it has had costs little, however much that is: the relay's watermark is behind it, but for
-    the last of them (`redelivery.AHEAD`).
+    What it has received costs little, however much that is: the relay's watermark covers it, except
+    for the last of it (`redelivery.AHEAD`).
     """
     found = {row.name: Lag(*row) for row in connection.execute(_without_delivery())}
     for name, state, events, seconds in connection.execute(_unfinished()):
@@ -92,12 +92,12 @@ def _unfinished() -> Select[str, str, int, float]:
             func.count().label("events"),
             func.min(DeliveryRow.outbox_id).label("outbox_id"),
         )
-        # As the index has them: the others are all history.
+        # As in the index: the others are all history.
         .where(DeliveryRow.state.in_(UNFINISHED))
         .group_by(DeliveryRow.subscription, DeliveryRow.state)
         .subquery("first")
     )
-    # Older versions may have left a row whose event is gone: the others count all the same.
+    # Older versions may have left a row whose event is gone: the others still count.
     return select(
         first.c.subscription, first.c.state, first.c.events, _age(OutboxRow.recorded_at)
     ).outerjoin(OutboxRow, OutboxRow.id == first.c.outbox_id)

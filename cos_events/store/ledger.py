@@ -1,4 +1,4 @@
-"""The books: for each subscription, what was committed against what it has had."""
+"""The accounts: for each subscription, what was committed against what it has received."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ COUNTS = "committed", "delivered", "held", "waiting", "in_flight", "dead", "disc
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One subscription's books. `committed` is the sum of the other seven counts.
+    """One subscription's account. `committed` is the sum of the other seven counts.
 
     Attributes:
         subscription: its name.
         committed: events that it is owed.
         delivered: had their effect.
         held: wait in PostgreSQL: its queue is full, it is paused, or their turn has not come.
-        waiting: in the outbox, not yet published; or history that a new one is still to get.
+        waiting: in the outbox, not yet published; or history that a new one has yet to get.
         in_flight: published a moment ago, or waiting for a retry.
         dead: waiting for a person among the dead letters.
         discarded: purged by a person.
@@ -72,7 +72,7 @@ def verify(
     Walks the outbox in ranges of ids, so that memory stays bounded however long it is.
 
     Args:
-        connection: on the bus's database; in a transaction of REPEATABLE READ all counts are of one
+        connection: on the bus's database; in a REPEATABLE READ transaction all counts are as of one
             moment.
         grace: seconds that a published event may take.
         subscription: only its account.

@@ -1,12 +1,11 @@
 """Every lock that the bus takes in PostgreSQL: advisory, and held until the transaction ends.
 
 A transaction that takes two takes a subscription's before the one on holding, and both before it
-writes a subscription's row; so does one that waits for another connection's: the feeder has the
-first while it decides on the second elsewhere.
+writes a subscription's row; so does one that waits for another connection's: the feeder holds the
+first while it decides under the second on another connection.
 
-Whoever has one of them, or a row that others wait for, waits for a handler's row in bounded time
-only: a handler may run for ever. Of a process that has stopped meanwhile PostgreSQL ends the
-transaction.
+Whoever holds one of them, or a row that others wait for, waits for a handler's row for a bounded
+time only: a handler may run forever. If a process stops meanwhile, PostgreSQL ends its transaction.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ HANDLER_TIMEOUT_MS = 50
 """Milliseconds that a sweep, or a publisher, waits for a handler that holds an event's row."""
 
 COPY_TIMEOUT_MS = 2_000
-"""Milliseconds that a worker, with a note or a decision about an order, waits for another copy of
-the event that runs right now, or for another decision."""
+"""Milliseconds that a worker that notes something, or decides about an order, waits for another
+copy of the event that is running, or for another decision."""
 
 LET_GO_AFTER = 60
-"""Seconds after which PostgreSQL ends the transaction of a process that has stopped within it: what
-it has locked would stay so."""
+"""Seconds after which PostgreSQL ends the transaction of a process that has stopped within it: its
+locks would otherwise stay."""
 
 LET_GO = func.set_config(
     "idle_in_transaction_session_timeout", f"{LET_GO_AFTER}s", literal_column("true")
@@ -47,7 +46,7 @@ def upgrade(connection: Connection) -> None:
 
 
 def subscription(connection: Connection, name: str, *, wait: bool = True) -> bool:
-    """Have a subscription's watermark, and what is fed to it, to oneself.
+    """Have exclusive access to a subscription's watermark, and to what is fed to it.
 
     Args:
         connection: in a transaction.
@@ -73,7 +72,7 @@ def retention(connection: Connection, *, wait: bool = True) -> bool:
 
 
 def share_holding() -> Function[Any]:
-    """An expression that lets no subscription begin or end to hold.
+    """An expression that lets no subscription start or stop holding.
 
     Each publishing transaction shares this lock, so that no publisher relies on a queue that
     another one has just unbound, and none is missed when a queue is bound again.
@@ -89,7 +88,7 @@ def decide_holding(connection: Connection) -> None:
 def write_past_handlers(
     connection: Connection, ids: Sequence[int], write: Callable[[Sequence[int]], Written]
 ) -> list[Written]:
-    """Write something of these events at once; if a handler holds the row of one, of each other.
+    """Write something about these events at once; if a handler holds one's row, about the others.
 
     Args:
         connection: in a transaction.

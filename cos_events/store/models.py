@@ -29,10 +29,10 @@ for the first time or again. `delivered`: had its effect. `dead`: waits for a pe
 `discarded`: a person has purged it; it never runs."""
 
 STILL_TO_RUN: tuple[DeliveryState, ...] = ("held", "retrying")
-"""The states of what runs once its time has come."""
+"""The states of what runs once it is due."""
 
 UNFINISHED: tuple[DeliveryState, ...] = (*STILL_TO_RUN, "dead")
-"""The states in which something is still to come, by somebody; an index knows these few rows."""
+"""The states in which somebody still has to do something; an index has these few rows."""
 
 AT_ONCE = datetime(1970, 1, 1, tzinfo=UTC)
 """As `next_attempt_at` of a held delivery: due as soon as its queue has room, in outbox order."""
@@ -82,7 +82,7 @@ class OutboxRow(Base):
     transaction_id: Mapped[int] = mapped_column(
         BigInteger, server_default=text("pg_current_xact_id()::text::bigint"), deferred=True
     )
-    """PostgreSQL's number of the transaction that recorded it."""
+    """PostgreSQL's number for the transaction that recorded it."""
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     """Order of recording; a transaction may commit after one with higher ids."""
     event_id: Mapped[UUID] = mapped_column(unique=True)
@@ -92,7 +92,7 @@ class OutboxRow(Base):
     envelope: Mapped[str]
     """The JSON text as it travels: encoded once, when it was recorded."""
     traceparent: Mapped[str | None]
-    """W3C trace context of the recording, for a message header; null where nothing was traced."""
+    """W3C trace context of the recording, for a message header; null if nothing was traced."""
     recorded_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
     published_at: Mapped[datetime | None]
 
@@ -127,9 +127,9 @@ class SubscriptionRow(Base):
     holding: Mapped[bool] = mapped_column(server_default=text("false"))
     """Its queue is at its depth: new copies wait here, in order, and follow as it drains."""
     holds: Mapped[int] = mapped_column(server_default=text("0"))
-    """How often it began to hold: publishers see by it that bindings have changed meanwhile."""
+    """How often it started holding: it tells publishers that bindings have changed meanwhile."""
     paused_until: Mapped[datetime | None]
-    """Its handler is not called before; then one event probes. Null: not paused."""
+    """Its handler is not called before this; then one event probes. Null: not paused."""
     paused_because: Mapped[str | None]
     probes: Mapped[int] = mapped_column(server_default=text("0"))
     """How many probes have failed since it was paused."""
@@ -143,7 +143,7 @@ class SubscriptionRow(Base):
 
 
 class DeliveryRow(Base):
-    """What became of one event at one subscription; no row: not yet had."""
+    """What became of one event at one subscription; no row: not received yet."""
 
     __tablename__ = "delivery"
     __table_args__ = (
@@ -173,7 +173,7 @@ class DeliveryRow(Base):
         ),
     )
 
-    # No foreign key to subscription: each insert would lock that one row together with all others.
+    # No foreign key to subscription: all inserts would lock that one row at the same time.
     subscription: Mapped[str] = mapped_column(primary_key=True)
     event_id: Mapped[UUID] = mapped_column(primary_key=True)
     outbox_id: Mapped[int] = mapped_column(BigInteger)
@@ -182,11 +182,11 @@ class DeliveryRow(Base):
     attempts: Mapped[int]
     """How often the handler ran for it."""
     deaths: Mapped[int] = mapped_column(server_default=text("0"))
-    """How many of the processes that ran it died meanwhile."""
+    """How many of the processes that ran it died while doing so."""
     generation: Mapped[int] = mapped_column(server_default=text("0"))
-    """How often history was run again for it on purpose (`cos-events replay`)."""
+    """How often it was run again on purpose (`cos-events replay`)."""
     order_key: Mapped[str | None]
-    """Events of one key run one after another; null: not known yet, or no order asked for."""
+    """Events with the same key run one after another; null: not known yet, or no order."""
     correction: Mapped[str | None]
     """The envelope that a person sent instead of the recorded one; see `cos-events dlq replay`."""
     next_attempt_at: Mapped[datetime | None]

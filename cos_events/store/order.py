@@ -1,4 +1,4 @@
-"""Statements on the order of events that have one key: who may run now, and who is next."""
+"""Statements on the order of events with the same key: which may run now, and which is next."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from cos_events.store.conditions import blocked, expected, has_delivery, on_its_
 from cos_events.store.models import AT_ONCE, STILL_TO_RUN, DeliveryRow, OutboxRow, SubscriptionRow
 
 LOOKED_BACK = 1_000
-"""So many ids behind an event its elder may commit late, and still has its key in time."""
+"""How many ids apart an earlier event may be that commits late and still gets its key in time."""
 
 PAGE = 1_000
-"""The most envelopes that are in memory at a time."""
+"""The most envelopes in memory at a time."""
 
 KeyOf = Callable[[str], str]
 """Gives the key of an envelope's JSON."""
@@ -39,18 +39,18 @@ def take_turn(
 ) -> bool:
     """Whether this event may run now; otherwise it is held until those before it have ended.
 
-    Every event that was committed before has its key by then, also one whose message is still on
-    its way. Call it under `locks.order`, and with a bound on how long it waits for a handler.
+    By then every event committed earlier has its key, even if its message is still on its way. Call
+    it under `locks.order`, and with a bound on how long it waits for a handler.
 
     Args:
         connection: in a transaction.
         name: of the subscription.
         event_id: of an event that has arrived.
         key_of: gives the key of an envelope.
-        lost_after: when the event counts as lost, if nothing is heard of it.
+        lost_after: when the event counts as lost, if no outcome is noted.
 
     Raises:
-        OperationalError: a handler has had it, or an earlier one, for longer than that bound.
+        OperationalError: a handler has been running it, or an earlier one, longer than that bound.
     """
     outbox_id = connection.scalar(select(OutboxRow.id).where(OutboxRow.event_id == event_id))
     if outbox_id is None:
@@ -75,7 +75,7 @@ def take_turn(
         )
         .returning(DeliveryRow.state)
     )
-    # Finished, or waiting for a later time: whoever runs it sees that by itself.
+    # Finished, or waiting for a later time: the attempt itself will see that.
     return state != "held"
 
 
@@ -93,7 +93,7 @@ def _key_through(
             SubscriptionRow.settled_through,
             func.greatest(SubscriptionRow.keyed_through, SubscriptionRow.settled_through),
             SubscriptionRow.keyed_xmin,
-            # Before the events are looked for: what it does not see then is not earlier.
+            # Before the events are looked up: what is not visible then is not earlier.
             text("pg_snapshot_xmin(pg_current_snapshot())::text::bigint"),
         ).where(SubscriptionRow.name == name)
     ).one_or_none() or (0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Statements on the outbox: what waits to go out, and of which modules and types events are."""
+"""Statements on the outbox: what waits to go out, and which modules and types events have."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Pending:
     waited: float = 0.0
 
     def continuing(self, traceparent: str | None) -> Self:
-        """The same, with the trace context that goes on with it."""
+        """The same, with the trace context that travels on with it."""
         if traceparent == self.traceparent:
             return self
         return replace(self, traceparent=traceparent)
@@ -76,7 +76,7 @@ def _claim(waiting: Select[int]) -> Update:
             OutboxRow.envelope,
             OutboxRow.traceparent,
             cast(extract("epoch", OutboxRow.published_at - OutboxRow.recorded_at), Float),
-            # Evaluated once, when there is a row: a trip to the database less.
+            # Evaluated once, when there is a row: saves a trip to the database.
             select(locks.share_holding()).scalar_subquery(),
             select(locks.LET_GO).scalar_subquery(),
         )
@@ -90,8 +90,8 @@ _CLAIM_THESE = _claim(_WAITING.where(OutboxRow.id == func.any(_THESE)))
 def claim(connection: Connection, limit: int, ids: Sequence[int] | None = None) -> list[Pending]:
     """Lock up to `limit` unpublished rows that no other publisher holds; they are marked, too.
 
-    The oldest, in their order. Roll back if they do not go out. Where there are any, no
-    subscription begins or ends to hold before the transaction ends.
+    The oldest, in their order. Roll back if they do not go out. If there are any, no subscription
+    starts or stops holding before the transaction ends.
 
     Args:
         connection: in a transaction; its end releases the rows.

@@ -37,13 +37,13 @@ class Outcome:
 
     Attributes:
         subscription: its name.
-        state: of the ledger (`held`, `retrying`, `delivered`, `dead`, `discarded`), or, where that
+        state: from the ledger (`held`, `retrying`, `delivered`, `dead`, `discarded`), or, if that
             knows nothing yet, `waiting` to be published or for its turn in the history, `in_flight`
-            or `missing`, as `verify` counts them; `not_wanted` where it is not owed.
+            or `missing`, as `verify` counts them; `not_wanted` if it is not owed.
         attempts: how often the handler ran for it.
         since: when the ledger noted that.
-        next_attempt_at: when it runs next at the earliest, if it waits for a moment.
-        why: what it waits for, the last error, whether it was replayed or corrected; empty where
+        next_attempt_at: when it runs next at the earliest, if it waits for a time.
+        why: what it waits for, the last error, whether it was replayed or corrected; empty if
             there is nothing to say.
     """
 
@@ -68,7 +68,7 @@ def outcomes(connection: Connection, event_id: UUID, grace: timedelta) -> list[O
     Args:
         connection: on the bus's database.
         event_id: the event's.
-        grace: what was published longer ago, and that nobody has had, is missing.
+        grace: what was published longer ago, and not received, is missing.
     """
     rows = connection.execute(
         select(
@@ -134,7 +134,7 @@ def _known(row: Any) -> Outcome:
 
 
 def _not_known(row: Any) -> Outcome:
-    """What follows from there being no row of it."""
+    """What follows from its having no row."""
     modules, types = (each and frozenset(each) for each in (row.modules, row.event_types))
     subscription = Subscription(row.name, modules, types)
     if not subscription.wants_module(row.source_module):

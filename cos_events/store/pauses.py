@@ -19,7 +19,7 @@ UNTIL_RESUMED = datetime(9999, 12, 31, tzinfo=UTC)
 """As `paused_until`: until a person resumes it."""
 
 PauseState = Literal["running", "paused", "probing"]
-"""`probing`: paused, and the next event tries whether the outage is over."""
+"""`probing`: paused, and the next event tests whether the outage is over."""
 
 
 def state(connection: Connection, name: str) -> PauseState:
@@ -41,7 +41,7 @@ def pause(connection: Connection, name: str, because: str) -> bool:
     """Leave it alone for a while, longer each time that a probe fails.
 
     Returns:
-        Whether this began the pause, or made it longer: of many that fail at once, one does.
+        Whether this began the pause, or extended it: of many that fail at once, only one does.
     """
     seconds = func.least(LONGEST_WAIT, FIRST_PROBE * func.power(2, SubscriptionRow.probes))
     paused = connection.execute(
@@ -59,7 +59,7 @@ def pause(connection: Connection, name: str, because: str) -> bool:
 
 
 def resume(connection: Connection, name: str) -> bool:
-    """An event got through: go on. What a person paused stays so. Returns whether it was paused."""
+    """An event got through: resume, unless a person paused it. Returns whether it was paused."""
     return _resume(connection, name, SubscriptionRow.paused_until <= func.now())
 
 
@@ -73,7 +73,7 @@ def pause_by_hand(connection: Connection, name: str, because: str) -> None:
 
 
 def reason_by_hand(connection: Connection, name: str) -> str | None:
-    """Why a person has paused it; None if none has. Nobody changes that in this transaction."""
+    """Why a person has paused it; None if nobody has. It cannot change during this transaction."""
     return connection.scalar(
         select(SubscriptionRow.paused_because)
         .where(SubscriptionRow.name == name, SubscriptionRow.paused_until == UNTIL_RESUMED)
@@ -82,12 +82,12 @@ def reason_by_hand(connection: Connection, name: str) -> str | None:
 
 
 def resume_by_hand(connection: Connection, name: str) -> bool:
-    """Go on, whoever paused it; returns whether it was paused."""
+    """Resume, whoever paused it; returns whether it was paused."""
     return _resume(connection, name, SubscriptionRow.paused_until.is_not(None))
 
 
 def begin_probe(connection: Connection, name: str, within: timedelta) -> bool:
-    """Whether one event may try now; no other one may before its outcome, or `within` is over."""
+    """Whether one event may probe now; no other may before its outcome, or `within` has passed."""
     begun = connection.execute(
         update(SubscriptionRow)
         .where(

@@ -1,4 +1,4 @@
-"""Statements of the relay: what was published long ago and has not been had."""
+"""Statements of the relay: what was published long ago and has not been received."""
 
 from __future__ import annotations
 

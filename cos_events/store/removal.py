@@ -10,7 +10,7 @@ from cos_events.store.models import STILL_TO_RUN, DeliveryRow, SubscriptionRow
 
 
 def undelivered(connection: Connection, name: str) -> dict[str, int]:
-    """How many events it is owed and has not had, by state; `waiting` has no delivery row yet."""
+    """How many events it is owed but has not received, by state; `waiting` has no row yet."""
     lag = next((each for each in lags(connection) if each.subscription == name), None)
     if lag is None:
         return {}
@@ -33,7 +33,7 @@ def forget(connection: Connection, name: str) -> None:
 
 
 def drop_deliveries(connection: Connection, name: str, limit: int) -> int:
-    """Drop some of its deliveries; returns how many: none once it is known again."""
+    """Drop some of its deliveries; returns how many: none once it is registered again."""
     locks.subscription(connection, name)
     known = select(SubscriptionRow.name).where(SubscriptionRow.name == name)
     if connection.scalar(known) is not None:

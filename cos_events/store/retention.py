@@ -1,4 +1,4 @@
-"""Statements that drop what everybody has had."""
+"""Statements that drop what every subscription has received."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Aim = Literal["<=", ">="]
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure shall reach.
+    """What a figure should reach.
 
     Attributes:
         aim: whether smaller or larger is better.
@@ -38,7 +38,7 @@ class Figure:
         unit: of value and floor.
         values: one of each round.
         floors: of the same rounds, what the servers allow without the bus; or empty.
-        bars: what it shall reach.
+        bars: what it should reach.
     """
 
     key: str
