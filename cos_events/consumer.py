@@ -263,13 +263,13 @@ def _is_from(queue: str, message: Message) -> bool:
 
 
 def _drop(message: Message) -> None:
-    """Celery would try to run it, whatever it holds, and perhaps end the worker by that."""
-    logger.warning("a message on %s that is no wake-up was dropped", PUBLISH_QUEUE)
+    """Celery would try to run it, whatever it contains, which might end the worker."""
+    logger.warning("a message on %s that is not a wake-up was dropped", PUBLISH_QUEUE)
     message.ack()
 
 
 class GossipStep(bootsteps.Step):
-    """What anybody has put where workers tell each other how they are ends none of them."""
+    """Garbage on the exchanges where workers report their state must not end any of them."""
 
     requires = (Gossip,)
 

@@ -1,8 +1,8 @@
-"""Bounds what a compressed message becomes: two kilobytes may hold gigabytes of nothing.
+"""Bounds the size of a decompressed message: two kilobytes may hold gigabytes of nothing.
 
-Kombu decompresses whatever says that it is compressed, in the worker's main process, and as often
-as it is killed by that. With this module imported, a message that holds more than `MOST` is treated
-as one that cannot be decompressed. What Celery's `task_compression` makes is read as before.
+Kombu decompresses whatever claims to be compressed, in the worker's main process, and again each
+time that kills it. With this module imported, a message that holds more than `MOST` is treated as
+one that cannot be decompressed. What Celery's `task_compression` produces is read as before.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 from kombu import compression
 
 MOST = 64 * 2**20
-"""Bytes: far more than any event, or any task that one would send by a broker."""
+"""Bytes: far more than any event, or any task that one would send through a broker."""
 
 
 def bounded(make: Callable[[], Any]) -> Callable[[bytes], bytes]:
     """A decoder of Kombu's.
 
     Args:
-        make: makes a decompressor, of `zlib`, `bz2` or `lzma`.
+        make: makes a decompressor, from `zlib`, `bz2` or `lzma`.
     """
 
     def decode(body: bytes) -> bytes:

@@ -18,10 +18,10 @@ from cos_events.task_message import EMBED, REDELIVERED, task_headers
 from cos_events.topology import PUBLISH_TASK
 
 MOST_RETRIES = 2**31 - 2
-"""The attempt that follows them is the last that the ledger can count."""
+"""The attempt after these is the last that the ledger can count."""
 
 LONGEST_WAIT = timedelta(days=1)
-"""Of a retry on the broker: far more than the bus lets one wait there, and its clocks differ."""
+"""For a retry on the broker: far more than the bus lets one wait there, since clocks differ."""
 
 _IDS = ("id", "root_id", "parent_id")
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -121,7 +121,7 @@ def delivery_of(
 
 
 def retry_of(message: Message) -> TaskMessage | None:
-    """The task of a copy that was sent for a retry; None if this is none.
+    """The task of a copy that was sent for a retry; None if this is not one.
 
     It has what the bus writes into such a message and nothing else: whatever anybody may put
     beside that, Celery would stumble over, and end the worker.

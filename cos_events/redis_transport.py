@@ -192,14 +192,14 @@ class Channel(_redis.Channel):  # type: ignore[misc]
         message: dict[str, Any] = super()._handle_message(client, reply)
         if isinstance(message["data"], bytes) and payload_of(message["data"], "")[1]:
             logger.warning(
-                "%d bytes on %s that are no message of Kombu's were dropped",
+                "%d bytes on %s that are not a message of Kombu's were dropped",
                 *(len(message["data"]), printable(bytes_to_str(message["channel"]))),
             )
             message["data"] = b""
         return message
 
     def _get(self, queue: str) -> dict[str, Any]:
-        """One message, for who asks for one."""
+        """One message, for whoever asks for one."""
         with self.conn_or_acquire() as client:
             self._maybe_update_queues_expire(client, queue)
             for priority in self.priority_steps:

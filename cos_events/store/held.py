@@ -63,8 +63,8 @@ def hold(
         connection: in a transaction.
         names: of the subscriptions.
         which: the events.
-        lost_after: what is on its way is not held, and counts as lost if nothing is heard of it
-            after this; None where nothing is.
+        lost_after: what is on its way is not held, and counts as lost if no outcome is noted
+            within this; None if nothing is on its way.
     """
     coming = false() if lost_after is None else on_its_way()
     statement = from_outbox(
@@ -106,13 +106,13 @@ def release(
 ) -> Sequence[Row[UUID, str, int, str | None]]:
     """Let the first of what is due go.
 
-    Of events with one key only the first unfinished may go.
+    Of events with the same key only the first unfinished one may go.
 
     Args:
         connection: in a transaction.
         name: of the subscription.
         limit: the most events.
-        lost_after: when each counts as lost, if nothing is heard of it.
+        lost_after: when each counts as lost, if no outcome is noted.
         order_key: only events of this key.
 
     Returns:

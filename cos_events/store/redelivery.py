@@ -31,13 +31,13 @@ RECENT = 1_000
 """How many of the newest events are looked at to see how far a subscription has come."""
 
 AHEAD = 1_000
-"""So many ids above its watermark a subscription is looked at though none can be overdue: what asks
-how far it is behind (`cos-events status`, metrics) reads all above."""
+"""This many ids above its watermark, a subscription is looked at even if none can be overdue:
+queries for how far it is behind (`cos-events status`, metrics) read all above it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Which outbox ids had been given out at one moment, and which transactions had begun.
+    """Which outbox ids had been assigned at one moment, and which transactions had begun.
 
     Once every transaction below `next_transaction` has ended, no row with an id up to `last_id` can
     appear any more: a transaction has its number before its row has an id (see `OutboxRow`), unless
@@ -50,13 +50,13 @@ class Snapshot:
 
 
 def snapshot(connection: Connection) -> Snapshot:
-    """The snapshot of now."""
+    """The current snapshot."""
     # Two statements: the id must be read before the transactions are.
     last_id = connection.scalar(
         text("SELECT pg_sequence_last_value('cos_events.outbox_id_seq'::regclass)")
     )
-    # A number of our own: a snapshot's `xmax` only follows the last transaction that has ended, and
-    # one that runs may be above it.
+    # Our own number: a snapshot's `xmax` only follows the last transaction that has ended, and one
+    # that is still running may be above it.
     following, oldest = connection.execute(
         text(
             "SELECT pg_current_xact_id()::text::bigint, "
@@ -67,7 +67,7 @@ def snapshot(connection: Connection) -> Snapshot:
 
 
 def ids_at_once(connection: Connection) -> int:
-    """How many outbox ids a connection takes at once, as somebody may have altered it; else 1."""
+    """How many outbox ids a connection takes at once: 1, unless somebody has altered it."""
     cache = "SELECT seqcache FROM pg_sequence WHERE seqrelid = 'cos_events.outbox_id_seq'::regclass"
     return int(connection.execute(text(cache)).scalar_one())
 
@@ -75,9 +75,9 @@ def ids_at_once(connection: Connection) -> int:
 def worth_a_look(
     connection: Connection, last_id: int, lost_after: timedelta
 ) -> Sequence[Row[str, bool]]:
-    """The subscriptions of which a sweep may find something, or should move the watermark.
+    """The subscriptions for which a sweep may find something, or should move the watermark.
 
-    One statement for all: to look at one takes ten, and almost always there is nothing.
+    One statement for all: looking at one takes ten, and almost always there is nothing.
 
     Args:
         connection: on the bus's database.
@@ -85,7 +85,7 @@ def worth_a_look(
         lost_after: after publication, or a retry's time, until an event counts as lost.
 
     Returns:
-        For each its name; and whether there are retries whose time is so long over.
+        For each its name; and whether there are retries overdue by that long.
     """
     next_recorded_at = (
         select(OutboxRow.recorded_at)
@@ -102,7 +102,7 @@ def worth_a_look(
             or_(
                 SubscriptionRow.backfill_until.is_not(None),
                 SubscriptionRow.settled_through + AHEAD <= last_id,
-                # One from the future is of a clock that was wrong, and says nothing of the next.
+                # A time in the future is from a wrong clock, and says nothing about the next one.
                 ~next_recorded_at.between(func.now() - lost_after, func.clock_timestamp()),
                 late,
             )
@@ -120,7 +120,7 @@ def watermark(connection: Connection, subscription: str) -> int:
 
 
 def end_of_sweep(connection: Connection, after: int) -> int | None:
-    """The last id that a sweep from there looks at; None where it comes to the end."""
+    """The last id that a sweep from there looks at; None if it reaches the end."""
     return connection.scalar(
         select(OutboxRow.id)
         .where(OutboxRow.id > after)
@@ -142,8 +142,8 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
     """The oldest events between these ids that have no delivery row.
 
     Returns:
-        For each its id; whether it is overdue; and whether one that was published later by as much
-        has been delivered already, so that it cannot be still in the queue.
+        For each its id; whether it is overdue; and whether one that was published that much later
+        has already been delivered, so that it cannot still be in the queue.
     """
     overtaken_by = _overtaken_by(subscription)
     return connection.execute(
@@ -158,7 +158,7 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
         )
         .join(SubscriptionRow, SubscriptionRow.name == subscription)
         .where(
-            # As values: PostgreSQL knows then that few rows are between them.
+            # As values: then PostgreSQL knows that few rows are between them.
             OutboxRow.id > after,
             *([] if through is None else [OutboxRow.id <= through]),
             wanted(),
@@ -170,9 +170,9 @@ def without_delivery(  # noqa: PLR0913 - which events, and what is asked of them
 
 
 def oldest_without_delivery(connection: Connection, subscription: str) -> float:
-    """Seconds since the oldest event was published that it has no delivery row for; 0 if none.
+    """Seconds since the oldest event without a delivery row was published; 0 if there is none.
 
-    History that a new subscription is still to get does not count.
+    History that a new subscription has yet to get does not count.
     """
     known = func.greatest(SubscriptionRow.settled_through, SubscriptionRow.backfill_until)
     through = connection.scalar(select(known).where(SubscriptionRow.name == subscription)) or 0
@@ -232,20 +232,20 @@ def note_sent_again(
 def take_late_retries(
     connection: Connection, subscription: str, lost_after: timedelta, limit: int, *, overtaken: bool
 ) -> Sequence[Row[str, int, str | None]]:
-    """Retries whose time is long over, due again after `lost_after`; as `note_sent_again`.
+    """Retries long overdue, due again after `lost_after`; as `note_sent_again`.
 
     Args:
         connection: in a transaction.
         subscription: its name.
         lost_after: see above.
         limit: the most retries.
-        overtaken: only those that what was published later by as much has overtaken, so that they
-            cannot be still in the queue.
+        overtaken: only those overtaken by events published that much later, so that they cannot
+            still be in the queue.
     """
     overtaken_by = _overtaken_by(subscription) - lost_after
     due = (
         select(DeliveryRow.event_id)
-        # Those of one that was removed are about to go.
+        # Those of a removed subscription are about to go.
         .join(SubscriptionRow, SubscriptionRow.name == DeliveryRow.subscription)
         .join(OutboxRow, OutboxRow.event_id == DeliveryRow.event_id)
         .where(
@@ -274,7 +274,7 @@ def take_late_retries(
 
 
 def _overtaken_by(subscription: str) -> ScalarSelect[datetime]:
-    """When the newest event was published that has been delivered, as far as can be seen."""
+    """When the newest delivered event was published, as far as can be seen."""
     newest = select(OutboxRow.event_id, OutboxRow.published_at).order_by(OutboxRow.id.desc())
     recent = newest.limit(RECENT).subquery()
     delivered = there_is(

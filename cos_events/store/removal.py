@@ -19,14 +19,14 @@ def undelivered(connection: Connection, name: str) -> dict[str, int]:
 
 
 def is_half_removed(connection: Connection, name: str) -> bool:
-    """Whether deliveries are left of a subscription that was being removed."""
+    """Whether deliveries are left from a subscription that was being removed."""
     left = select(DeliveryRow.event_id).where(DeliveryRow.subscription == name).limit(1)
     return connection.scalar(left) is not None
 
 
 def forget(connection: Connection, name: str) -> None:
     """End it: publishers send it nothing more."""
-    # The relay's sweep and publishers that know of it end before; a later one knows of it no more.
+    # The relay's sweep and publishers that know it end first; later ones no longer know it.
     locks.subscription(connection, name)
     locks.decide_holding(connection)
     connection.execute(delete(SubscriptionRow).where(SubscriptionRow.name == name))

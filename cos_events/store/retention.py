@@ -26,7 +26,7 @@ def next_page(
     transaction can commit an event any more.
 
     Returns:
-        The ids; and the one to go on behind, None at the end: nothing old enough can be behind a
+        The ids; and the one to continue after, None at the end: nothing old enough can follow a
         page whose last event was recorded too recently, however late others were published.
     """
     through = connection.scalar(select(func.min(SubscriptionRow.settled_through)))
@@ -36,7 +36,7 @@ def next_page(
     ).where(OutboxRow.id > after)
     if through is not None:
         following = following.where(OutboxRow.id <= through)
-    # Filtered behind the limit: what is too young would otherwise be read to its end each time.
+    # Filtered after the limit: otherwise what is too young would be read to its end each time.
     page = connection.execute(following.order_by(OutboxRow.id).limit(limit)).all()
     old = [each for each, is_old, _ in page if is_old]
     if len(page) < limit:
@@ -46,7 +46,7 @@ def next_page(
 
 
 def drop(connection: Connection, ids: Sequence[int]) -> int:
-    """Drop those of these events that nobody still lacks, with their deliveries; returns how many.
+    """Drop those of these events that nobody still needs, with their deliveries; returns how many.
 
     What is held, waits for a retry or is dead at any subscription stays.
     """
@@ -75,7 +75,7 @@ def drop(connection: Connection, ids: Sequence[int]) -> int:
 
 
 def note(connection: Connection, keep: timedelta) -> None:
-    """Write from when on the outbox is complete."""
+    """Write from what time on the outbox is complete."""
     moment = func.now() - keep
     connection.execute(
         update(RetentionRow)

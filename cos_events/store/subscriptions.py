@@ -1,4 +1,4 @@
-"""Statements on the subscriptions: how publishers learn of them."""
+"""Statements on the subscriptions: how publishers learn about them."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ def register(
     subscriptions: Iterable[Subscription],
     start_from: Mapping[str, StartFrom] | None = None,
 ) -> None:
-    """Make these subscriptions known.
+    """Register these subscriptions.
 
     Args:
         connection: in a transaction.
-        subscriptions: those that a worker knows the code of.
-        start_from: by name, where a new one begins; it is owed what is recorded from now on
-            where nothing is said.
+        subscriptions: those whose code a worker has.
+        start_from: by name, where a new one begins; by default it is owed what is recorded from
+            now on.
 
     Raises:
         SubscriptionError: one of that name is being removed.
     """
     now = select(func.coalesce(func.max(OutboxRow.id), 0)).scalar_subquery()
     filters = tuple_(SubscriptionRow.modules, SubscriptionRow.event_types)
-    # In one order always: two workers that start together would otherwise lock each other out.
+    # Always in the same order: two workers that start together would otherwise deadlock.
     subscriptions = sorted(subscriptions, key=lambda each: each.name)
     for subscription in subscriptions:
         locks.subscription(connection, subscription.name)
@@ -76,7 +76,7 @@ def register(
                 index_elements=["name"],
                 set_={
                     **row,
-                    # With other filters, events that were passed over may be owed now.
+                    # With other filters, events that were skipped may be owed now.
                     "settled_through": case(
                         (
                             filters.is_distinct_from(
@@ -97,10 +97,10 @@ def register(
 
 
 def _note_change(connection: Connection, now: Subscription) -> bool:
-    """Whether it wants other events than before, which is said."""
+    """Whether it wants other events than before; if so, logs it."""
     known = connection.execute(_LOAD.where(SubscriptionRow.name == now.name)).one_or_none()
     if known is None and is_half_removed(connection, now.name):
-        # What is dropped next, or passed over as delivered, would be the new one's.
+        # What is dropped next, or skipped as delivered, would be the new one's.
         raise SubscriptionError(
             f"{now.name} is being removed: wait until that is done, or run "
             f"`cos-events subscriptions remove {now.name}` again"
@@ -117,9 +117,9 @@ def _note_change(connection: Connection, now: Subscription) -> bool:
 
 
 def forget_unwanted(connection: Connection, name: str) -> None:
-    """Drop its deliveries of events that it does not want any more: no worker would end them.
+    """Drop its deliveries of events that it no longer wants: no worker would end them.
 
-    Those that a handler has at this moment stay.
+    Those that a handler is running at this moment stay.
     """
     unwanted = (
         select(DeliveryRow.event_id)

@@ -1,7 +1,7 @@
-"""Recorded events into their tables, together with what they are recorded with.
+"""Writes recorded events into their tables, together with what they are recorded with.
 
-One statement for all of a flush: SQLAlchemy's unit of work takes two to three times as long over
-the same rows, and makes a trip to the database for each table (`docs/performance.md`).
+One statement for a whole flush: SQLAlchemy's unit of work takes two to three times as long for the
+same rows, and makes a trip to the database for each table (`docs/performance.md`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_ROWS = 1_000
 """The most events of one statement."""
 
 MAX_CHARACTERS = 8_000_000
-"""The most characters of their envelopes, but for its first; companions may have as many again."""
+"""The most characters of their envelopes, not counting the first; companions may have as many."""
 
 _OUTBOX = cast("Table", OutboxRow.__table__)
 _COLUMNS = "event_id", "source_module", "event_type", "envelope", "traceparent"
@@ -71,7 +71,7 @@ def write(connection: Connection, rows: Sequence[OutboxRow]) -> list[tuple[int, 
 
 @event.listens_for(OutboxRow, "before_insert")
 def _insert_companions(_mapper: Any, connection: Connection, row: OutboxRow) -> None:
-    # Of what was recorded too late for `write`: the unit of work is about to insert it.
+    # For what was recorded too late for `write`: the unit of work is about to insert it.
     for table, values in row.companions or ():
         connection.execute(insert(table), values)
 
@@ -89,13 +89,13 @@ def _batches(rows: Sequence[OutboxRow]) -> Iterator[list[OutboxRow]]:
         yield batch
 
 
-# Built once: SQLAlchemy knows its compiled form by it.
+# Built once: SQLAlchemy caches its compiled form by it.
 @lru_cache(maxsize=64)
 def _statement(shape: _Shape, alone: bool) -> Insert:
     """The INSERT of one row into each table, or of any number of rows."""
     insert_into = _one_row if alone else _any_rows
     *companions, outbox = (insert_into(table, names) for table, names in shape)
-    # PostgreSQL looks at foreign keys when the whole statement is done.
+    # PostgreSQL checks foreign keys when the whole statement is done.
     return outbox.add_cte(*(each.cte() for each in companions)).returning(
         _OUTBOX.c.id, _OUTBOX.c.source_module
     )
@@ -112,7 +112,7 @@ def _one_row(table: Table, names: tuple[str, ...]) -> Insert:
 
 
 def _any_rows(table: Table, names: tuple[str, ...]) -> Insert:
-    """Each column comes as an array; PostgreSQL takes a fifth longer over one row of that form."""
+    """Each column comes as an array; PostgreSQL takes a fifth longer for one row in that form."""
     columns = [table.c[name] for name in names]
     arrays = [
         bindparam(_parameter(table, each.name), type_=ARRAY(each.type, dimensions=1))
