@@ -164,7 +164,7 @@ class _Display:
 def _print(report: Report, kinds: int, never: list[str]) -> None:
     found = report.as_dict()
     print_table(
-        ["subscription", "promise", "committed", "delivered", "missing", "had twice or more"],
+        ["subscription", "promise", "committed", "delivered", "missing", "twice or more"],
         [
             [
                 each.subscription,
@@ -184,7 +184,8 @@ def _print(report: Report, kinds: int, never: list[str]) -> None:
         f"ms), not counting the {found['postgresql_away_seconds']} s that PostgreSQL was down"
     )
     click.echo(
-        f"faults            {len(report.happened):,}, {found['events_per_fault']} events a fault; "
+        f"faults            {len(report.happened):,}, {found['events_per_fault']} events per "
+        "fault; "
         f"{kinds - len(never)} of {kinds} kinds have hit; "
         f"{report.restarts:,} processes started again"
     )

@@ -34,16 +34,16 @@ def command(broker: Any, quick: bool, plot: Path | None, as_json: bool) -> None:
     """Measure what the bus costs, next to what the same servers can do without it.
 
     Starts a private PostgreSQL and Valkey (and RabbitMQ), a publisher, a worker for each of three
-    subscriptions, and an application. Measures by turns, in rounds, and shows medians; outbox,
-    delivery ledger and acknowledgements are on. Takes about five minutes.
+    subscriptions, and an application. Alternates measurements, in rounds, and shows medians;
+    outbox, delivery ledger and acknowledgements are on. Takes about five minutes.
 
     \b
-    hook     what the committing thread pays, beside a raw push in the hook
-    latency  from commit to channel and to handler, beside a raw push and pop
-    drain    from a full outbox, beside Celery tasks as people write them
+    hook     what the committing thread pays, next to a raw push in the hook
+    latency  from commit to channel and to handler, next to a raw push and pop
+    drain    from a full outbox, next to Celery tasks as people write them
     sustain  a load over a minute, the application included
 
-    Only ratios within one run compare: machines differ, and drift.
+    Only ratios within one run are comparable: machines differ, and drift.
     """  # noqa: D301 - the mark of click for lines that stay
     from rich.console import Console
     from rich.progress import Progress

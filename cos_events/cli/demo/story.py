@@ -129,7 +129,7 @@ class Story:
             self._say("refused", f"{summary.refused:,} lines are not L1 records")
         if summary.recorded:
             rate = summary.recorded / seconds
-            self._say("commit", f"{summary.recorded:,} more, ten a transaction: {rate:,.0f}/s")
+            self._say("commit", f"{summary.recorded:,} more, ten per transaction: {rate:,.0f}/s")
         with Progress(console=self._console, transient=True) as progress:
             bar = progress.add_task("delivering", total=len(SUBSCRIPTIONS) * self._committed)
 
