@@ -50,7 +50,7 @@ def start_failure(name: str, folder: Path, log: Path, port: int) -> EmbeddedServ
     written = log.read_text(errors="replace")
     if NO_SPACE in written:
         return disk_full(folder)
-    if "Address already in use" in written:
+    if "address already in use" in written.lower():
         return PortTaken(
             f"The embedded {name} cannot listen on port {port}, which is taken: "
             "stop what listens there, or choose another port."

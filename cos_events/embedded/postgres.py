@@ -144,10 +144,14 @@ class EmbeddedPostgres(Server):
     def _has_arguments(self, arguments: str) -> bool:
         return arguments.startswith(f"-D {self._data} -c ")
 
-    def _answers(self, port: int) -> bool:
-        # Asked first: as long as it is not ready, another server may answer on the port.
-        if not self._says_ready():
+    def _says_ready(self, port: int) -> bool:  # noqa: ARG002 - the file is this server's
+        try:
+            lines = self._pid_file.read_text().splitlines()
+        except FileNotFoundError:
             return False
+        return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
+
+    def _answers(self, port: int) -> bool:
         try:
             self._connect(port).close()
         except psycopg2.OperationalError as error:
@@ -158,13 +162,6 @@ class EmbeddedPostgres(Server):
                 ) from None
             return False
         return True
-
-    def _says_ready(self) -> bool:
-        try:
-            lines = self._pid_file.read_text().splitlines()
-        except FileNotFoundError:
-            return False
-        return len(lines) > 7 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
 
     def _connect(self, port: int) -> connection:
         return psycopg2.connect(

@@ -81,9 +81,19 @@ def _ps(pid: int, *columns: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on at this moment."""
+    """A TCP port nobody listens on at this moment.
+
+    Raises:
+        EmbeddedServerError: there is none.
+    """
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        try:
+            probe.bind((LOOPBACK, 0))
+        except OSError as error:
+            raise EmbeddedServerError(
+                f"No port of {LOOPBACK} is free ({error.strerror}): end what holds them, "
+                "or name a server of your own."
+            ) from error
         return int(probe.getsockname()[1])
 
 

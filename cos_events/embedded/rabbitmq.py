@@ -129,6 +129,10 @@ class EmbeddedRabbitMQ(Server):
     def _has_arguments(self, arguments: str) -> bool:
         return f"-home {self._data} " in arguments
 
+    def _says_ready(self, port: int) -> bool:
+        said = self._log.read_text(errors="replace")
+        return f"started TCP listener on {LOOPBACK}:{port}" in said
+
     def _answers(self, port: int) -> bool:
         # By hand: kombu sleeps for seconds between two attempts of its own.
         try:

@@ -158,7 +158,12 @@ class Server(ABC):
         """Whether a process with these arguments is this server on this folder."""
 
     @abstractmethod
-    def _answers(self, port: int) -> bool: ...
+    def _says_ready(self, port: int) -> bool:
+        """Whether our own process says that it listens on `port`."""
+
+    @abstractmethod
+    def _answers(self, port: int) -> bool:
+        """Whether it answers a client; asked only after it has said that it is ready."""
 
     def _configuration(self, port: int) -> bytes:  # noqa: ARG002 - for a server that reads it
         return b""
@@ -212,9 +217,12 @@ class Server(ABC):
             raise
 
     def _await(self, child: Child, port: int) -> None:
-        ready = wait_until(
-            lambda: child.exit_code is not None or self._answers(port), START_SECONDS
-        )
+        def answers() -> bool:
+            # As long as our own does not listen, the port may be another user's, who would be told
+            # the password.
+            return self._says_ready(port) and self._answers(port)
+
+        ready = wait_until(lambda: child.exit_code is not None or answers(), START_SECONDS)
         if child.exit_code is not None:
             raise start_failure(self.name, self.folder, self._log, port)
         if not ready:

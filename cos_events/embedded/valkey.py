@@ -59,8 +59,14 @@ class EmbeddedValkey(Server):
             "set-proc-title": "no",
             **self._settings,
             "requirepass": _quoted(self._password),
+            # What it says is read, to know that it listens.
+            "logfile": '""',
+            "loglevel": "notice",
         }
         return "".join(f"{name} {value}\n" for name, value in settings.items()).encode()
+
+    def _says_ready(self, port: int) -> bool:  # noqa: ARG002 - it names no port
+        return "Ready to accept connections" in self._log.read_text(errors="replace")
 
     def _answers(self, port: int) -> bool:
         client = redis.Redis(

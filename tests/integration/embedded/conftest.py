@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,6 +63,28 @@ def execute(url: str, statement: str) -> list[tuple[object, ...]]:
 
 def sleeper() -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+
+@contextmanager
+def impostor(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """Another user's server: its port, and what it has been sent, to which it always says `answer`.
+
+    Before it answers it has noted what it was sent.
+    """
+    heard: list[bytes] = []
+
+    class Talk(BaseRequestHandler):
+        def handle(self) -> None:
+            while sent := self.request.recv(65_536):
+                heard.append(sent)
+                self.request.sendall(answer)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Talk) as server:
+        Thread(target=server.serve_forever).start()
+        try:
+            yield server.server_address[1], heard
+        finally:
+            server.shutdown()
 
 
 class OwnerProcess:

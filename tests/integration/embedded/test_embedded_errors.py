@@ -15,6 +15,8 @@ import pytest
 from cos_events.embedded import EmbeddedPostgres, EmbeddedValkey, binaries, process, servers
 from cos_events.errors import EmbeddedServerError
 
+from .conftest import impostor
+
 Kind = type[EmbeddedPostgres] | type[EmbeddedValkey]
 BOTH = pytest.mark.parametrize("kind", [EmbeddedPostgres, EmbeddedValkey])
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to make this happen")
@@ -102,6 +104,35 @@ def test_another_port_is_tried_when_a_chosen_one_was_taken_meanwhile(
         assert server.port == free
     finally:
         server.stop()
+
+
+def test_who_took_the_chosen_port_meanwhile_is_asked_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = process.free_port()
+    server = EmbeddedValkey(place / "server", "secret")
+    with impostor(b"+OK\r\n") as (taken, heard):
+        ports = iter([taken, free])
+        monkeypatch.setattr("cos_events.embedded.server.free_port", lambda: next(ports))
+        try:
+            server.start()
+            assert server.port == free
+        finally:
+            server.stop()
+        assert heard == []
+
+
+def test_a_machine_without_a_free_port_is_named_as_such(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(socket.socket):
+        def bind(self, address: object) -> None:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    # To take all ports would disturb every other program of the machine.
+    monkeypatch.setattr(process.socket, "socket", Full)
+    text = refusal(EmbeddedValkey(place / "server", "secret"))
+    assert text.startswith("No port of 127.0.0.1 is free (Address already in use): ")
 
 
 def test_a_folder_of_another_major_version_is_refused(place: Path) -> None:

@@ -10,7 +10,10 @@ import pytest
 from kombu import Connection, Queue
 
 from cos_events.embedded import EmbeddedRabbitMQ, own_folder, rabbitmq
+from cos_events.embedded.process import free_port
 from cos_events.errors import EmbeddedServerError
+
+from .conftest import impostor
 
 QUEUE = Queue("kept", durable=True)
 
@@ -57,6 +60,19 @@ def test_it_listens_on_loopback_only_forgets_all_when_emptied_and_leaves_nothing
     assert of(server) == []
     server.empty()
     server.start()
+    assert kept(server) == 0
+
+
+def test_who_took_the_chosen_port_meanwhile_is_asked_nothing(
+    server: EmbeddedRabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = free_port()
+    with impostor(b"\x01") as (taken, heard):
+        ports = iter([taken, free])
+        monkeypatch.setattr("cos_events.embedded.server.free_port", lambda: next(ports))
+        server.start()
+        assert server.port == free
+        assert heard == []
     assert kept(server) == 0
 
 

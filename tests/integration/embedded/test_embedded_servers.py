@@ -251,7 +251,8 @@ def test_a_killed_postgres_starts_again_with_its_data(place: Path) -> None:
 
 
 def test_valkey_comes_back_empty_on_the_same_port(place: Path) -> None:
-    server = EmbeddedValkey(place / "valkey", 'a"b \\c', settings={"maxmemory": "10mb"})
+    settings = {"maxmemory": "10mb", "loglevel": "warning"}
+    server = EmbeddedValkey(place / "valkey", 'a"b \\c', settings=settings)
     try:
         server.start()
         url = server.url
