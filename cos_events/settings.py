@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from functools import cache
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+from kombu.utils.url import parse_url
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
@@ -22,7 +23,18 @@ def mask(url: str) -> str:
     # Not by urlsplit: it stumbles over what SQLAlchemy takes, such as a slash in a password or an
     # e-mail address for a user.
     url = re.sub(r"^(\w[\w+.-]*://)?+([^:]*):.*@", r"\1\2:***@", url, flags=re.DOTALL)
-    return re.sub(r"(?i)([?&][^=&]*pass[^=&]*=)[^&]*", r"\1***", url)
+    return re.sub(r"([?&][^=&]*=)([^&]*)", _masked, url)
+
+
+def _masked(option: re.Match[str]) -> str:
+    name, value = option.groups()
+    return name + ("***" if "pass" in unquote(name).lower() else value)
+
+
+def outline(url: str) -> str:
+    """What may be shown of a URL that is refused, its scheme: anything else may be the secret."""
+    scheme = re.match(r"[A-Za-z][\w+.-]*://", url)
+    return f"{scheme[0] if scheme else ''}…"
 
 
 def _url(*schemes: str, several: bool = False) -> AfterValidator:
@@ -36,7 +48,10 @@ def _url(*schemes: str, several: bool = False) -> AfterValidator:
             else:
                 urlsplit(url).port  # noqa: B018 - it raises
         except (ArgumentError, ValueError):
-            raise ValueError("is not a URL: check its port and brackets") from None
+            raise ValueError(
+                f"is not {scheme}://user:password@host:port/…: check its @, its port and its "
+                "brackets"
+            ) from None
 
     def check(url: str) -> str:
         for each in url.split(";") if several else [url]:
@@ -64,6 +79,19 @@ def _psycopg2(url: str) -> str:
     return "postgresql+psycopg2://" + url.partition("://")[2]
 
 
+def _for_kombu(urls: str) -> str:
+    for url in urls.split(";"):
+        try:
+            parse_url(url)
+        except (KeyError, TypeError):
+            raise ValueError(
+                "has an option that Kombu does not take: write user, password and host as in "
+                "redis://user:password@host, and ssl_cert_reqs as required, optional or none; "
+                "in REDIS_URL, too, where that is the broker"
+            ) from None
+    return urls
+
+
 DatabaseUrl = Annotated[
     str,
     _url("postgresql", "postgres", "postgresql+psycopg2"),
@@ -71,7 +99,11 @@ DatabaseUrl = Annotated[
     AfterValidator(_psycopg2),
 ]
 RedisUrl = Annotated[str, _url("redis", "rediss")]
-BrokerUrl = Annotated[str, _url("redis", "rediss", "amqp", "amqps", "pyamqp", several=True)]
+BrokerUrl = Annotated[
+    str,
+    _url("redis", "rediss", "amqp", "amqps", "pyamqp", several=True),
+    AfterValidator(_for_kombu),
+]
 
 
 def _seconds(value: object) -> object:
@@ -110,7 +142,9 @@ class Settings(BaseSettings):
     """The PostgreSQL that the application commits to: outbox, ledger and L1 live in it."""
     redis_url: RedisUrl = "redis://localhost:6379/0"
     """The Redis whose channels carry the live feed."""
-    broker_url: BrokerUrl = Field(default_factory=lambda given: given["redis_url"])
+    broker_url: BrokerUrl = Field(
+        default_factory=lambda given: given["redis_url"], validate_default=True
+    )
     """The broker of the Celery workers, RabbitMQ or Redis; `REDIS_URL` when not set."""
     environment: Literal["development", "production"] = Field(
         default="development", alias="COS_EVENTS_ENVIRONMENT"
@@ -174,8 +208,8 @@ def get_settings() -> Settings:
     """The settings of this process, read once; `get_settings.cache_clear()` reads them again.
 
     Raises:
-        ConfigurationError: names every wrong variable, its value (secrets masked) and what is
-            allowed.
+        ConfigurationError: names every wrong variable, its value (secrets masked, of a URL only
+            the scheme) and what is allowed.
     """
     try:
         return Settings()
@@ -192,5 +226,6 @@ _SECRETS = {"COS_EVENTS_DEBUG_TOKEN", "FLOWER_BASIC_AUTH"}
 
 def _explain(problem: Any) -> str:
     name = str(problem["loc"][0]).upper()
-    value = "***" if name in _SECRETS else mask(str(problem["input"]))
+    show = outline if name.endswith("_URL") else mask
+    value = "***" if name in _SECRETS else show(str(problem["input"]))
     return f"{name}={value!r}: {problem['msg'].removeprefix('Value error, ')}"

@@ -22,7 +22,7 @@ from redis.retry import Retry
 
 from cos_events.errors import ConfigurationError
 from cos_events.process import PerProcess
-from cos_events.settings import get_settings, mask
+from cos_events.settings import get_settings, outline
 
 
 class _Clients:
@@ -156,5 +156,5 @@ def _make_pool(kind: Any, **changes: Any) -> Any:
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError) as error:
         why = str(error).replace("AbstractConnection.__init__()", "redis-py")
-        raise ConfigurationError(f"REDIS_URL={mask(settings.redis_url)!r}: {why}") from None
+        raise ConfigurationError(f"REDIS_URL={outline(settings.redis_url)!r}: {why}") from None
     return pool

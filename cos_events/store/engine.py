@@ -31,7 +31,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from cos_events.error_text import one_line
 from cos_events.errors import DatabaseAway, SchemaMissing
 from cos_events.process import PerProcess
-from cos_events.settings import get_settings, mask
+from cos_events.settings import get_settings, mask, outline
 from cos_events.telemetry import trace_statements
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,10 @@ def explained() -> Iterator[None]:
     except ProgrammingError as error:
         if getattr(error.orig, "pgcode", None) is None:
             # It was never asked: the driver does not understand the URL.
-            raise DatabaseAway(f"DATABASE_URL={url!r} cannot be used: {one_line(error)}") from error
+            shown = outline(get_settings().database_url)
+            raise DatabaseAway(
+                f"DATABASE_URL={shown!r} cannot be used: {one_line(error)}"
+            ) from error
         if isinstance(error.orig, errors.InsufficientPrivilege):
             raise DatabaseAway(
                 f"PostgreSQL at {url} refuses: {one_line(error)}; "

@@ -212,6 +212,7 @@ def test_every_redis_setting_takes_effect(environment) -> None:
     [
         ("notaport/0", "port"),
         ("1/0?ssl_cert_reqs=none", "redis-py got an unexpected keyword argument 'ssl_cert_reqs'"),
+        ("1/0?pasword=hunter2", "redis-py got an unexpected keyword argument 'pasword'"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_a_configuration_error_without_its_password(

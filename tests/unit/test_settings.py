@@ -132,7 +132,7 @@ def test_all_wrong_values_are_named_at_once_and_secrets_are_masked(settings) -> 
         "REDIS_URL",
     ]
     assert "hunter" not in str(refused.value)
-    assert "DATABASE_URL='mysql://app:***@h/d': must start with postgresql://" in str(refused.value)
+    assert "DATABASE_URL='mysql://…': must start with postgresql://" in str(refused.value)
 
 
 def test_a_wrong_redis_url_is_not_blamed_on_the_broker(settings) -> None:
@@ -141,12 +141,40 @@ def test_a_wrong_redis_url_is_not_blamed_on_the_broker(settings) -> None:
     assert "BROKER_URL" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["postgres//u:hunter2@h/d", "u:hunter2@h/d", "redis:u:hunter2@h"])
-def test_the_secret_of_a_url_without_a_scheme_is_masked(settings, url) -> None:
+@pytest.mark.parametrize(
+    ("variable", "url", "shown"),
+    [
+        # Without an @, nothing tells the password from a port.
+        ("DATABASE_URL", "postgresql://cos:hunter2/db", "postgresql://…"),
+        ("DATABASE_URL", "postgresql://cos:hunter2localhost/db", "postgresql://…"),
+        ("DATABASE_URL", "host=h user=u password=hunter2", "…"),
+        ("DATABASE_URL", "postgres//u:hunter2@h/d", "…"),
+        ("DATABASE_URL", "u:hunter2@h/d", "…"),
+        ("DATABASE_URL", "redis:u:hunter2@h", "…"),
+        ("DATABASE_URL", "postgresql://h:99999x/db?user=u&%70assword=hunter2", "postgresql://…"),
+        ("REDIS_URL", "redis://:hunter2:6379/0", "redis://…"),
+        ("REDIS_URL", "redis://:hunter2/0", "redis://…"),
+        ("BROKER_URL", "amqp://cos:hunter2//", "amqp://…"),
+        ("BROKER_URL", "amqp://cos:hunter3@h//;amqp://u:hunter2", "amqp://…"),
+        # Kombu takes no password among the options.
+        ("BROKER_URL", "redis://h?password=hunter2", "redis://…"),
+        ("BROKER_URL", "redis://h?pass%77ord=hunter2", "redis://…"),
+        ("BROKER_URL", "rediss://h?ssl_cert_reqs=hunter2", "rediss://…"),
+    ],
+)
+def test_of_a_url_that_is_refused_only_the_scheme_is_shown(settings, variable, url, shown) -> None:
     with pytest.raises(ConfigurationError) as refused:
-        settings(DATABASE_URL=url)
-    assert "DATABASE_URL=" in str(refused.value)
+        settings(**{variable: url})
+    assert f"\n  {variable}='{shown}': " in str(refused.value)
+    assert "hunter" not in str(refused.value)
+
+
+def test_a_channel_that_kombu_cannot_read_is_refused_as_the_broker_that_it_is(settings) -> None:
+    url = "redis://h?password=hunter2"
+    with pytest.raises(ConfigurationError, match="BROKER_URL='redis://…'.*REDIS_URL") as refused:
+        settings(REDIS_URL=url)
     assert "hunter2" not in str(refused.value)
+    assert settings(REDIS_URL=url, BROKER_URL="amqp://h//").redis_url == url
 
 
 def test_a_url_that_cannot_be_parsed_is_a_wrong_setting(settings) -> None:
@@ -159,7 +187,7 @@ def test_an_at_sign_within_the_password_of_a_database_is_refused_without_a_part_
 ) -> None:
     with pytest.raises(ConfigurationError) as refused:
         settings(DATABASE_URL="postgresql://app:hun@ter2@h/d")
-    expected = "DATABASE_URL='postgresql://app:***@h/d': has an @ in its password: write that as"
+    expected = "DATABASE_URL='postgresql://…': has an @ in its password: write that as"
     assert f"{expected} %40" in str(refused.value)
 
 
@@ -200,7 +228,7 @@ def test_mask_hides_the_password_and_nothing_else(url, masked) -> None:
     assert mask(url) == masked
 
 
-@pytest.mark.parametrize("name", ["password", "sslpassword", "ssl_password", "PASSFILE"])
+@pytest.mark.parametrize("name", ["password", "sslpassword", "PASSFILE", "%70assword"])
 def test_mask_hides_a_password_among_the_options(name: str) -> None:
     masked = mask(f"postgresql://h/d?user=app&{name}=hunter2&sslmode=require")
     assert masked == f"postgresql://h/d?user=app&{name}=***&sslmode=require"

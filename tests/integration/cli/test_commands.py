@@ -217,7 +217,7 @@ def test_wrong_settings_are_all_named_with_what_is_allowed(
     wrong = {"COS_EVENTS_MAX_PAYLOAD_BYTES": "12", "REDIS_URL": f"http://:{PASSWORD}@localhost"}
     said = refusal("status", **wrong)
     assert "COS_EVENTS_MAX_PAYLOAD_BYTES='12'" in said
-    assert "REDIS_URL='http://:***@localhost': must start with redis:// or rediss://" in said
+    assert "REDIS_URL='http://…': must start with redis:// or rediss://" in said
     assert PASSWORD not in said
 
 
@@ -337,8 +337,8 @@ def test_a_broker_that_refuses_the_login_is_down(
 def test_an_option_that_the_driver_does_not_know_is_one_sentence(
     refusal: Callable[..., str],
 ) -> None:
-    said = refusal("status", DATABASE_URL=f"postgresql://me:{PASSWORD}@127.0.0.1/db?sslmod=require")
-    assert 'invalid connection option "sslmod"' in said
+    said = refusal("status", DATABASE_URL=f"postgresql://me@127.0.0.1/db?pasword={PASSWORD}")
+    assert 'invalid connection option "pasword"' in said
     assert PASSWORD not in said
 
 

@@ -84,4 +84,4 @@ def test_config_names_every_wrong_value(
     environment(COS_EVENTS_QUEUE_DEPTH="deep", REDIS_URL="http://127.0.0.1")
     said = sentence(cli("config"))
     assert "COS_EVENTS_QUEUE_DEPTH='deep'" in said
-    assert "REDIS_URL='http://127.0.0.1'" in said
+    assert "REDIS_URL='http://…'" in said
