@@ -111,6 +111,8 @@ def check_alive(started: Sequence[Program]) -> None:
 
 
 def _start(spec: Spec, log: Path) -> Program:
+    # An error in it may quote what others shall not see.
+    log.touch(mode=0o600)
     with log.open("ab") as output:
         since = output.tell()
         process = subprocess.Popen(  # noqa: S603 - our own program

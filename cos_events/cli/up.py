@@ -47,7 +47,7 @@ def _run(broker_url: str | None, data: Path | None) -> None:
     from cos_events.settings import get_settings, mask
 
     folder = data or home()
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     has_api, has_flower = find_spec("fastapi") and find_spec("uvicorn"), find_spec("flower")
     settings = get_settings()
     given = [name for name in URLS if name.lower() in settings.model_fields_set]
@@ -94,6 +94,15 @@ def _run(broker_url: str | None, data: Path | None) -> None:
                 if servers:
                     servers.check_alive()
                 check_alive(started)
+
+
+def _make(folder: Path) -> None:
+    """Make the data folder, private to this user; one that is there is left as it is."""
+    from cos_events.embedded.account import make_folder, server_account
+    from cos_events.embedded.failures import explained
+
+    with explained(folder):
+        make_folder(folder, server_account())
 
 
 def _prepare(given: Sequence[str]) -> None:

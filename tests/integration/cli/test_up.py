@@ -153,6 +153,27 @@ def test_up_ends_with_a_server_of_its_own_that_died(name: str, place: Path, up: 
     assert [each.cmdline() for each in of_this_test(place)] == []
 
 
+def test_nobody_else_may_look_into_what_up_keeps(place: Path, up: Up) -> None:
+    up()
+    home = place / "home"
+    # As root it may be passed through, as its servers are another user's.
+    assert home.stat().st_mode & 0o067 == 0
+    modes = {each.name: each.stat().st_mode & 0o777 for each in home.glob("*.log")}
+    assert modes == dict.fromkeys(
+        ["api.log", "flower.log", "publisher.log", "subscribers.log"], 0o600
+    )
+
+
+def test_a_data_folder_that_cannot_be_made_is_a_sentence(
+    place: Path, here: dict[str, Any], run_program: RunProgram
+) -> None:
+    (place / "file").write_text("")
+    ended = run_program("up", "--data", place / "file" / "home", **here)
+    assert ended.returncode == 1
+    assert f"The folder {place}/file/home cannot be used" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_env_speaks_of_the_running_up_whatever_the_environment_holds(
     place: Path, here: dict[str, Any], run_program: RunProgram
 ) -> None:
