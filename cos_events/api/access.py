@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Callable, Coroutine
 from ipaddress import ip_address
 from typing import Any
@@ -30,7 +31,8 @@ class GuardedRoute(APIRoute):
 def guard(request: Request) -> None:
     """Let the request through, or answer as if there were nothing here.
 
-    With `COS_EVENTS_DEBUG_TOKEN` set, whoever sends it may; without, in development, this machine.
+    With `COS_EVENTS_DEBUG_TOKEN` set, whoever sends it may; without, in development, this machine,
+    but for proxies and pages of others on it.
 
     Raises:
         HTTPException: 404 where nothing is opened, 401 without the right token.
@@ -51,14 +53,26 @@ def guard(request: Request) -> None:
         )
 
 
-_OF_PROXIES = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
+_OF_PROXIES = re.compile(r"forwarded|via|x-(forwarded|original).*|.*-ip")
+_HERE = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)
 
 
 def _from_here(request: Request) -> bool:
-    # A proxy on this machine speaks for others: then a token is needed.
-    if request.client is None or _OF_PROXIES & set(request.headers):
-        return False
+    # A proxy on this machine speaks for others, and so does a page of theirs in a browser on it,
+    # by a name of theirs that leads here: then a token is needed.
+    headers = request.headers
+    host = headers.get("host", "")
+    return (
+        _is_loopback(request)
+        and _HERE.fullmatch(host) is not None
+        and headers.get("origin") in (None, f"{request.url.scheme}://{host}")
+        and headers.get("sec-fetch-site") != "cross-site"
+        and not any(_OF_PROXIES.fullmatch(name) for name in headers)
+    )
+
+
+def _is_loopback(request: Request) -> bool:
     try:
-        return ip_address(request.client.host).is_loopback
+        return request.client is not None and ip_address(request.client.host).is_loopback
     except ValueError:
         return False

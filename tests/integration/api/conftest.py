@@ -20,7 +20,7 @@ def connect(database: Engine, environment: Callable[..., None]) -> Iterator[Conn
 
     def make(host: str = "127.0.0.1", **variables: str) -> TestClient:
         environment(**variables)
-        client = TestClient(create_app(), client=(host, 50_000))
+        client = TestClient(create_app(), "http://127.0.0.1:8000", client=(host, 50_000))
         opened.append(client)
         return client.__enter__()
 

@@ -222,9 +222,59 @@ def test_debug_is_closed_in_development_to_other_machines(
     connect: Connect, method: str, path: str
 ) -> None:
     assert connect(host="192.0.2.7").request(method, path).status_code == 404
-    for header in ("X-Forwarded-For", "Forwarded", "X-Real-IP"):
-        answer = connect().request(method, path, headers={header: "192.0.2.7"})
-        assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Forwarded-For",
+        "X-Forwarded-Proto",
+        "X-Forwarded",
+        "X-Original-URL",
+        "Forwarded",
+        "Via",
+        "X-Real-IP",
+        "CF-Connecting-IP",
+    ],
+)
+def test_debug_is_closed_in_development_to_what_a_proxy_passes_on(
+    connect: Connect, header: str
+) -> None:
+    answer = connect().get("/debug/redis-health", headers={header: "192.0.2.7"})
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        # A name of its own that its author has had point to this machine.
+        {"Host": "evil.example:8000"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "evil.example@127.0.0.1"},
+        {"Host": ""},
+        {"Origin": "https://evil.example"},
+        {"Origin": "http://127.0.0.1:3000"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("method", "path"), PATHS)
+def test_debug_is_closed_in_development_to_pages_of_others(
+    connect: Connect, database: Engine, method: str, path: str, headers: dict[str, str]
+) -> None:
+    assert connect().request(method, path, headers=headers).status_code == 404
+    with Session(database) as session:
+        assert session.scalars(select(BaseLog)).all() == []
+
+
+@pytest.mark.parametrize("host", ["localhost:8000", "LOCALHOST", "127.0.0.1:8000", "[::1]:8000"])
+def test_debug_is_open_in_development_to_this_machine_and_to_its_own_pages(
+    connect: Connect, host: str
+) -> None:
+    for headers in ({}, {"Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}):
+        answer = connect().get("/debug/redis-health", headers={"Host": host, **headers})
+        assert answer.status_code == 200
 
 
 @pytest.fixture
@@ -241,7 +291,7 @@ def upload() -> Callable[..., tuple[int, str, int]]:
                 yield b" " * 1_024
 
         transport = httpx.ASGITransport(client.app, client=("127.0.0.1", 50_000))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as sender:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as sender:
             headers = {"Content-Type": "application/json", **headers}
             answer = await sender.post("/debug/test-log", content=body(), headers=headers)
         return answer.status_code, answer.text, read
@@ -302,9 +352,9 @@ def test_an_error_that_nobody_expected_is_json_with_the_requests_id(
     monkeypatch.setattr("cos_events.api.debug._write", fail)
     client = connect()
     client.app.state.recent  # noqa: B018 - it is started
-    answer = TestClient(client.app, raise_server_exceptions=False, client=("127.0.0.1", 1)).post(
-        "/debug/test-log", headers={"X-Request-ID": "req-7"}
-    )
+    answer = TestClient(
+        client.app, "http://127.0.0.1", raise_server_exceptions=False, client=("127.0.0.1", 1)
+    ).post("/debug/test-log", headers={"X-Request-ID": "req-7"})
     assert (answer.status_code, answer.headers["x-request-id"]) == (500, "req-7")
     assert "the API's log" in answer.json()["detail"]
     assert "hunter2" not in answer.text
