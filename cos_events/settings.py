@@ -75,6 +75,11 @@ def _escaped(url: str) -> str:
     return url
 
 
+def _without_driver(url: object) -> object:
+    # The application's own may be asyncpg, say; the bus has its own connections.
+    return re.sub(r"^postgresql\+\w+://", "postgresql://", url) if isinstance(url, str) else url
+
+
 def _psycopg2(url: str) -> str:
     return "postgresql+psycopg2://" + url.partition("://")[2]
 
@@ -94,7 +99,8 @@ def _for_kombu(urls: str) -> str:
 
 DatabaseUrl = Annotated[
     str,
-    _url("postgresql", "postgres", "postgresql+psycopg2"),
+    BeforeValidator(_without_driver),
+    _url("postgresql", "postgres"),
     AfterValidator(_escaped),
     AfterValidator(_psycopg2),
 ]

@@ -91,7 +91,10 @@ def test_the_broker_is_redis_unless_one_is_named(settings) -> None:
     assert named.broker_url == "amqp://rabbit//"
 
 
-@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+psycopg", "postgresql+asyncpg"],
+)
 def test_every_spelling_of_a_database_url_names_the_driver(settings, scheme) -> None:
     read = settings(DATABASE_URL=f"{scheme}://u:p@h:5433/d?sslmode=require")
     assert read.database_url == "postgresql+psycopg2://u:p@h:5433/d?sslmode=require"
