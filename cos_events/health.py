@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, text
 
 from cos_events.duration import rough_duration
-from cos_events.errors import DatabaseAway, SchemaMissing
 from cos_events.store import ledger, migrations, subscriptions
 from cos_events.store.engine import READ_ONLY, explained, get_watching_engine
 from cos_events.store.redelivery import ids_at_once, oldest_without_delivery
@@ -18,15 +17,16 @@ a subscription's workers are not."""
 
 
 def problems() -> tuple[str, ...]:
-    """What is wrong, as sentences; a database that is away is one. Empty if all is well.
+    """What is wrong, as sentences that name no server. Empty if all is well.
 
     A paused subscription is not a problem: its condition says why it waits.
+
+    Raises:
+        DatabaseAway: nobody can say.
+        SchemaMissing: the same.
     """
-    try:
-        with explained(), get_watching_engine().connect() as connection:
-            return tuple(_problems(connection))
-    except (DatabaseAway, SchemaMissing) as error:
-        return (str(error),)
+    with explained(), get_watching_engine().connect() as connection:
+        return tuple(_problems(connection))
 
 
 def _problems(connection: Connection) -> Iterator[str]:

@@ -74,7 +74,7 @@ def read_status() -> dict[str, Any]:
     from redis import RedisError
 
     from cos_events import broker, health
-    from cos_events.errors import BrokerAway
+    from cos_events.errors import BrokerAway, DatabaseAway, SchemaMissing
     from cos_events.pubsub.clients import make_client
     from cos_events.settings import get_settings
     from cos_events.store import ledger, retention, subscriptions
@@ -88,7 +88,10 @@ def read_status() -> dict[str, Any]:
         keep = get_settings().retain_for
         held_up_by = keep and retention.held_up_by(connection, timedelta(seconds=keep))
     depths: dict[str, int] | None = None
-    problems = list(health.problems())
+    try:
+        problems = list(health.problems())
+    except (DatabaseAway, SchemaMissing) as error:
+        problems = [str(error)]
     broker_down = channel_down = None
     try:
         depths = broker.queue_depths(conditions)

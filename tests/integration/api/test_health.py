@@ -13,7 +13,7 @@ from sqlalchemy import Engine, make_url, text, update
 from sqlalchemy.orm import Session
 
 from cos_events import record_event
-from cos_events.embedded import EmbeddedPostgres
+from cos_events.embedded import EmbeddedPostgres, Servers
 from cos_events.embedded.process import frozen
 from cos_events.health import STUCK_AFTER
 from cos_events.store import deliveries, subscriptions
@@ -110,17 +110,32 @@ def test_history_that_a_new_subscription_is_still_to_get_is_no_problem(
     assert connect().get("/health/ready").status_code == 200
 
 
-def test_a_database_that_is_away_or_empty_is_a_problem_with_a_sentence(connect: Connect) -> None:
+def test_a_database_that_is_away_is_a_problem_whose_details_are_in_the_log_alone(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
     client = connect(DATABASE_URL="postgresql://nobody:secret@127.0.0.1:1/none")
     answer = client.get("/health/ready")
     assert answer.status_code == 503
+    assert answer.json()["problems"] == ["PostgreSQL cannot be used: the API's log says why"]
+    assert "nobody:***@127.0.0.1:1/none cannot be used: " in caplog.text
+    assert "refused; check that it runs and that DATABASE_URL is right" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_database_without_tables_is_a_problem_that_does_not_say_which_it_is(
+    connect: Connect, servers: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = connect(DATABASE_URL=servers.database_url).get("/health/ready")
+    assert answer.status_code == 503
     (problem,) = answer.json()["problems"]
-    assert "refused; check that it runs and that DATABASE_URL is right" in problem
-    assert "secret" not in answer.text
+    assert problem == (
+        "the database lacks cos-events tables, or has old ones: run `cos-events db upgrade`"
+    )
+    assert make_url(servers.database_url).render_as_string() in caplog.text
 
 
 def test_postgresql_that_stands_still_is_a_problem_in_bounded_time(
-    connect: Connect, place: Path
+    connect: Connect, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = EmbeddedPostgres(place / "postgres", "secret")
     server.start()
@@ -135,8 +150,8 @@ def test_postgresql_that_stands_still_is_a_problem_in_bounded_time(
         server.stop()
     assert answer.status_code == 503
     (problem,) = answer.json()["problems"]
-    assert "cannot be used" in problem
-    assert "timeout expired" in problem
+    assert problem.startswith("PostgreSQL cannot be used")
+    assert "timeout expired" in caplog.text
 
 
 def test_a_database_that_takes_no_writes_is_a_problem(connect: Connect, database: Engine) -> None:
