@@ -48,7 +48,7 @@ class TestLog(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     message: str = Field(default="hello", max_length=10_000)
-    wait: float = Field(default=0.5, ge=0, le=5, allow_inf_nan=False)
+    wait: float = Field(default=0.5, ge=0, le=5, allow_inf_nan=False, strict=True)
     """Seconds to wait until the record is seen on the channel."""
 
 

@@ -210,6 +210,7 @@ METRICS = tuple(each for each in dict(globals()).values() if isinstance(each, Me
 """All of them."""
 
 LOGGERS = {
+    "cos_events.api.health": "why /health/ready cannot say how events are",
     "cos_events.app": "a worker on another broker than BROKER_URL names",
     "cos_events.broadcast.bindings": "a queue on RabbitMQ that somebody declared differently",
     "cos_events.broadcast.redis": "a queue's key on Redis that somebody uses for something else",
