@@ -205,7 +205,7 @@ class DeliveryStep(bootsteps.StartStopStep):
             if gathering is None:
                 if is_wake_up(message):
                     wake_ups.add(message)
-                elif _is_from(PUBLISH_QUEUE, message):
+                elif (message.delivery_info or {}).get("routing_key") == PUBLISH_QUEUE:
                     _drop(message)
                 else:
                     run(message)
@@ -256,10 +256,6 @@ class DeliveryStep(bootsteps.StartStopStep):
             self._on_decode_error(message, error)
         else:
             gathering.add(message)
-
-
-def _is_from(queue: str, message: Message) -> bool:
-    return bool((message.delivery_info or {}).get("routing_key") == queue)
 
 
 def _drop(message: Message) -> None:

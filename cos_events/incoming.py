@@ -28,7 +28,7 @@ _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def is_wake_up(message: Message) -> bool:
-    """Whether this is a publish task that a dispatcher sent; anything else is Celery's to judge."""
+    """Whether this is a publish task that a dispatcher sent; nothing else belongs on its queue."""
     headers = message.headers
     if not isinstance(headers, dict) or headers.get("task") != PUBLISH_TASK or headers.get("eta"):
         return False
